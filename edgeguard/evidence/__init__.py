@@ -1,0 +1,1 @@
+"""What was decided: the decision log and the metrics."""

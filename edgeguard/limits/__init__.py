@@ -1,0 +1,1 @@
+"""Rate limits: GCRA and the scopes that share its state."""

@@ -1,0 +1,1 @@
+"""The enforcement point: front door, lanes, mitmproxy addon. The only package that imports mitmproxy."""

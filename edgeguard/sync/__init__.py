@@ -1,0 +1,1 @@
+"""Pulling, verifying, keeping and activating bundles; the freshness ladder."""
