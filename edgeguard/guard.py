@@ -1,0 +1,397 @@
+"""The one question that everybody asks: facts in, verdict out.
+
+Front door, lanes, addon, probes and `explain` all come here; a second way to a decision would be
+a second policy. The guard joins policy, limits, identity and evidence over one snapshot, and it
+is where failing closed is made certain: whatever raises while a verdict is made becomes
+`internal_error`, and a verdict that cannot be recorded becomes `capacity_exceeded`.
+
+The way of a verdict: `judge` (names and policy) → the adapter resolves → `admit` (addresses) →
+`settle` (limits, record). Only a settled allow may be acted on; a refusal is settled too, which is
+what records it.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.log import DecisionLog
+from edgeguard.evidence.record import Record
+from edgeguard.identity.clients import ClientDirectory
+from edgeguard.identity.tokens import TokenReader
+from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
+from edgeguard.policy.addresses import AddressClass, classify
+from edgeguard.policy.decision import Decision, Lane, LimitHit, Required
+from edgeguard.policy.names import HostError, canonical_host, split_authority
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import Client, Protocol, Request, User
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_TICK_S: Final = 1.0
+"""The deadline timer runs on a clock that stands still in suspend, so it never sleeps longer than this."""
+
+
+class Facts(NamedTuple):
+    """What an adapter saw, raw."""
+
+    connection: str
+    """Id of the client connection."""
+    client: Client
+    host: str
+    port: int
+    protocol: Protocol = "tls"
+    names: tuple[str, ...] = ()
+    """Every other name claimed for the same thing (SNI, Host values, `:authority`), with or without a port."""
+    method: str | None = None
+    target: str | None = None
+    tokens: tuple[str, ...] = ()
+    """Values of the user header."""
+    overrides: tuple[str, ...] = ()
+    """Values of method-override headers."""
+
+
+class Verdict(NamedTuple):
+    """One decision, with what it was made of."""
+
+    id: str
+    now: float
+    """Unix seconds."""
+    facts: Facts
+    request: Request | None
+    """The canonical question; None when the facts have no canonical form."""
+    decision: Decision
+    snapshot: Snapshot | None
+    ladder: Ladder
+    addresses: tuple[str, ...] = ()
+    """What may be dialled, after `admit`."""
+    taken: Taken | None = None
+    """What the limits said, after `settle`."""
+
+    @property
+    def allow(self) -> bool:
+        return self.decision.allow
+
+    @property
+    def reason(self) -> Reason | None:
+        return self.decision.reason
+
+    @property
+    def rule(self) -> str | None:
+        return self.decision.rule
+
+    @property
+    def near(self) -> str | None:
+        return self.decision.near
+
+    @property
+    def would(self) -> tuple[tuple[str, str], ...]:
+        return self.decision.would
+
+    @property
+    def lane(self) -> Lane:
+        return self.decision.lane
+
+    @property
+    def required(self) -> Required | None:
+        return self.decision.required
+
+    @property
+    def until(self) -> float | None:
+        return self.decision.until
+
+    @property
+    def host(self) -> str:
+        return self.facts.host if self.request is None else self.request.host
+
+    @property
+    def port(self) -> int:
+        return self.facts.port
+
+    @property
+    def bundle_id(self) -> str | None:
+        return None if self.snapshot is None else self.snapshot.bundle_id
+
+    @property
+    def policy_hash(self) -> str | None:
+        return None if self.snapshot is None else self.snapshot.policy_hash
+
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since the head expired; 0 while it is fresh or when there is none."""
+        return 0.0 if self.snapshot is None else max(0.0, self.now - self.snapshot.stale_at)
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds until the limit that refused has room again."""
+        if self.taken is None or self.taken.allowed:
+            return None
+        return self.taken.retry_after_ns / 1e9
+
+    @property
+    def limit_states(self) -> tuple[LimitState, ...]:
+        return () if self.taken is None else self.taken.states
+
+
+class _InForce(NamedTuple):
+    """Swapped as one reference, so that a verdict never sees half of a change."""
+
+    snapshot: Snapshot | None
+    tokens: TokenReader | None
+
+
+class Guard:
+    """The policy decision point of one process.
+
+    Args:
+        clients: Who owns a connection.
+        limiter: Rate limits of this process.
+        log: Decision records; when it cannot take one, new work is refused.
+        clock: Trusted time in Unix seconds (`sync/clock.py`).
+        essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
+            the local configuration within root's list.
+        monotonic_ns: Clock of the rate limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        clients: ClientDirectory,
+        limiter: ProcessLimiter,
+        log: DecisionLog,
+        clock: Callable[[], float] = time.time,
+        essentials: Collection[tuple[str, int]] = frozenset(),
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._clients = clients
+        self._limiter = limiter
+        self._log = log
+        self._clock = clock
+        self._essentials = frozenset(essentials)
+        self._monotonic_ns = monotonic_ns
+        self._in_force = _InForce(None, None)
+        self._ids = itertools.count(1)
+        self._boot = secrets.token_hex(5)
+        self._subscribers: list[Callable[[], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_ladder: Ladder | None = None
+
+    # What is in force
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        return self._in_force.snapshot
+
+    def ladder(self) -> Ladder:
+        """The state at this moment; CLOSED without a policy."""
+        snapshot = self._in_force.snapshot
+        return Ladder.CLOSED if snapshot is None else snapshot.ladder(self._clock())
+
+    def activate(self, snapshot: Snapshot | None) -> None:
+        """Puts a snapshot in force: one reference is swapped. Callable from any thread."""
+        tokens = None
+        if snapshot is not None:
+            before = self._in_force
+            same = before.snapshot is not None and before.snapshot.engine is snapshot.engine
+            tokens = before.tokens if same else TokenReader(snapshot.issuers)
+        self._in_force = _InForce(snapshot, tokens)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed)
+
+    def start(self) -> None:
+        """Begins to watch deadlines on the running loop, which is the traffic's."""
+        self._loop = asyncio.get_running_loop()
+        self._last_ladder = self.ladder()
+        self._arm()
+
+    def stop(self) -> None:
+        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """`callback` runs on the traffic loop when the snapshot changes or a deadline passes."""
+        self._subscribers.append(callback)
+
+    def _changed(self) -> None:
+        self._last_ladder = self.ladder()
+        for callback in self._subscribers:
+            try:
+                callback()
+            except Exception:
+                # One subscriber's failure must not keep the others from closing what is no longer allowed.
+                logger.exception("a subscriber to policy changes failed")
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._clock()
+        snapshot = self._in_force.snapshot
+        deadline = None if snapshot is None else snapshot.next_deadline(now)
+        delay = DEADLINE_TICK_S if deadline is None else min(DEADLINE_TICK_S, max(0.0, deadline - now))
+        self._timer = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        if self.ladder() is self._last_ladder:
+            self._arm()
+        else:
+            self._changed()
+
+    # Verdicts
+
+    def identify(self, peer: str | None, proxy_authorization: Sequence[str] = ()) -> Client:
+        """Who owns the connection. Raises `identity.clients.CredentialsInvalid`."""
+        return self._clients.identify(peer, proxy_authorization)
+
+    def judge(self, facts: Facts) -> Verdict:
+        """Names and policy. Nothing is charged or recorded. Never raises."""
+        in_force = self._in_force
+        now = self._clock()
+        ident = f"{self._boot}-{next(self._ids):x}"
+        ladder = Ladder.CLOSED if in_force.snapshot is None else in_force.snapshot.ladder(now)
+        try:
+            request, decision = self._decide(facts, in_force, ladder, now)
+        except Exception:
+            # Fail closed: whatever went wrong, nobody is let through.
+            logger.exception("deciding failed")
+            request, decision = None, _refusal(Reason.INTERNAL_ERROR)
+        return Verdict(ident, now, facts, request, decision, in_force.snapshot, ladder)
+
+    def _decide(
+        self, facts: Facts, in_force: _InForce, ladder: Ladder, now: float
+    ) -> tuple[Request | None, Decision]:
+        try:
+            host = _canonical(facts.host)
+            claimed = [split_authority(name, facts.port) for name in facts.names]
+        except HostError:
+            return None, _refusal(Reason.MALFORMED_REQUEST)
+        snapshot, tokens = in_force
+        user: User | None = None
+        if facts.tokens and tokens is not None:
+            user = tokens.read(facts.tokens, now)
+        request = Request(
+            facts.client, host, facts.port, facts.protocol, facts.method, facts.target, user, facts.overrides
+        )
+        for name, port in claimed:
+            if name != host or port != facts.port:
+                return request, _refusal(Reason.MISDIRECTED_REQUEST)
+        if snapshot is None or ladder is Ladder.CLOSED or ladder is Ladder.QUARANTINED:
+            if (host, facts.port) in self._essentials:
+                return request, Decision(allow=True, rule="essentials", lane=Lane.TUNNEL)
+            if ladder is Ladder.QUARANTINED:
+                return request, _refusal(Reason.QUARANTINED)
+            return request, _refusal(
+                Reason.POLICY_MISSING if snapshot is None else snapshot.closed_reason()
+            )
+        decision = snapshot.engine.decide(request, now, restricted=ladder is Ladder.RESTRICTED)
+        return request, decision
+
+    def admit(self, verdict: Verdict, addresses: Sequence[str]) -> Verdict:
+        """Narrows an allow to the resolved addresses that may be dialled, or refuses it. Never raises.
+
+        Args:
+            verdict: From `judge`. A refusal is returned as it is.
+            addresses: Canonical address literals, in the order of preference.
+        """
+        if not verdict.allow or verdict.request is None:
+            return verdict
+        try:
+            if verdict.snapshot is None or verdict.rule == "essentials":
+                kept = tuple(a for a in addresses if classify(a) in _ESSENTIAL_SPACE)
+                reason, rule = None if kept else Reason.ADDRESS_NOT_ALLOWED, None
+            else:
+                kept, reason, rule = verdict.snapshot.engine.admit(
+                    verdict.request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
+                )
+        except Exception:
+            # Fail closed: an address that could not be judged is not dialled.
+            logger.exception("judging addresses failed")
+            kept, reason, rule = (), Reason.INTERNAL_ERROR, None
+        if not kept:
+            return _refused(verdict, reason or Reason.ADDRESS_NOT_ALLOWED, rule)
+        return verdict._replace(addresses=kept)
+
+    def settle(self, verdict: Verdict) -> Verdict:
+        """Checks and charges the limits and writes the record: the final word on an allow. Never raises.
+
+        The result may be `rate_limited` or `capacity_exceeded` where the argument was an allow.
+        """
+        try:
+            if verdict.allow:
+                hits = _due(verdict)
+                if hits:
+                    taken = self._limiter.take(hits, self._monotonic_ns())
+                    verdict = verdict._replace(taken=taken)
+                    if not taken.allowed:
+                        verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
+            if not self._log.offer(_record(verdict)) and verdict.allow:
+                self._release(verdict)
+                verdict = _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
+        except Exception:
+            # Fail closed: what could not be charged or recorded does not happen.
+            logger.exception("settling a verdict failed")
+            verdict = _refused(verdict, Reason.INTERNAL_ERROR, None)
+        return verdict
+
+    def refuse(self, verdict: Verdict, reason: Reason, rule: str | None = None) -> Verdict:
+        """Turns a verdict into a refusal and records it: what was found out after `settle`. Never raises."""
+        self._release(verdict)
+        return self.settle(_refused(verdict, reason, rule))
+
+    def rejudge(self, verdict: Verdict) -> Verdict:
+        """The same question under what is in force now, for tunnels and streams that live on."""
+        again = self.judge(verdict.facts)
+        return self.admit(again, verdict.addresses) if verdict.addresses else again
+
+    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str) -> None:
+        """The end of a tunnel or request that was allowed: frees what it held, records its bytes.
+
+        Args:
+            verdict: The settled allow.
+            sent: Bytes from the client to the upstream.
+            received: Bytes from the upstream to the client.
+            why: What ended it, one word.
+        """
+        self._release(verdict)
+        if not self._log.offer(_record(verdict, sent=sent, received=received, why=why)):
+            logger.warning("no room to record the end of %s", verdict.id)
+
+    def _release(self, verdict: Verdict) -> None:
+        if verdict.taken is not None and verdict.taken.allowed:
+            held = tuple(hit for hit in verdict.decision.limits if hit.unit == "concurrent_tunnels")
+            if held:
+                self._limiter.release(held)
+
+
+_ESSENTIAL_SPACE: Final = frozenset({AddressClass.PUBLIC, AddressClass.PRIVATE})
+_canonical = lru_cache(maxsize=8192)(canonical_host)
+
+
+def _refusal(reason: Reason, rule: str | None = None) -> Decision:
+    return Decision(allow=False, reason=reason, rule=rule)
+
+
+def _refused(verdict: Verdict, reason: Reason, rule: str | None) -> Verdict:
+    decision = verdict.decision._replace(allow=False, reason=reason, rule=rule or verdict.decision.rule)
+    return verdict._replace(decision=decision, addresses=())
+
+
+def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
+    """The limits that this question is charged to: requests are counted inside, the rest at CONNECT."""
+    inside = verdict.facts.method is not None
+    return tuple(hit for hit in verdict.decision.limits if (hit.unit == "requests") is inside)
+
+
+def _record(
+    verdict: Verdict, *, sent: int | None = None, received: int | None = None, why: str | None = None
+) -> Record:
+    raise NotImplementedError

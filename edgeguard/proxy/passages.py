@@ -1,0 +1,55 @@
+"""What an earlier allow wrote down about each client connection.
+
+An upstream connection is forbidden unless its address and port were granted to the very client
+connection that asks for it. So a hook that crashes, or is never called, denies by construction.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from edgeguard.policy.request import Client
+
+
+@dataclass(slots=True)
+class Passage:
+    """One client connection: who owns it, what it may reach."""
+
+    connection: str
+    """Id of the connection, as it stands in the decision log."""
+    client: Client
+    host: str | None = None
+    """Canonical authority of the tunnel; None on a plain forward connection, where each request names its own."""
+    port: int | None = None
+    sni: str | None = None
+    """Canonical SNI of the ClientHello, once read; None when the form without SNI is the expected one."""
+    grants: set[tuple[str, int]] = field(default_factory=set)
+    """(canonical address, port) pairs that may be dialled."""
+
+
+class Passages:
+    """All open client connections by mitmproxy's `client.id`. Empty when the proxy is idle."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: dict[str, Passage] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, client_id: str, passage: Passage) -> None:
+        self._open[client_id] = passage
+
+    def get(self, client_id: str) -> Passage | None:
+        return self._open.get(client_id)
+
+    def grant(self, client_id: str, addresses: Iterable[str], port: int) -> None:
+        """Writes an allow down. Raises KeyError for a connection that is not open."""
+        self._open[client_id].grants.update((address, port) for address in addresses)
+
+    def holds(self, client_id: str, address: str, port: int) -> bool:
+        passage = self._open.get(client_id)
+        return passage is not None and (address, port) in passage.grants
+
+    def close(self, client_id: str) -> None:
+        self._open.pop(client_id, None)
