@@ -1,0 +1,461 @@
+"""Every key of the configuration file, as frozen models.
+
+A limit is a named field whose name ends in its unit: `_s` seconds, `_bytes` bytes, otherwise a count.
+The docstring below each field is the text of `docs/configuration.md`; a test keeps the two equal.
+Policy is not configured here: rules come only from a signed bundle.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+_ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
+_ASIDE_MAX_BYTES = 65_536
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`127.0.0.1:3128` or `[::1]:3128` as (address, port). Raises ValueError with what to write."""
+    host, colon, port = text.rpartition(":")
+    form = 'write an address and a port, like "127.0.0.1:3128" or "[::1]:3128"'
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError(form)
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address; {form}") from None
+    if bracketed != (address.version == 6):
+        raise ValueError(form)
+    return str(address), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _base(info: ValidationInfo) -> Path | None:
+    return info.context["base"] if info.context else None
+
+
+def _anchored(path: Path, info: ValidationInfo) -> Path:
+    base = _base(info)
+    return path if base is None else base / path.expanduser()
+
+
+def _secret(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, dict) or len(value) != 1 or info.context is None:
+        raise ValueError(_ASIDE_FORM)
+    ((kind, source),) = value.items()
+    if kind not in {"file", "env"} or not isinstance(source, str):
+        raise ValueError(_ASIDE_FORM)
+    if kind == "env":
+        text = info.context["environ"].get(source)
+        if text is None:
+            raise ValueError(f"the environment variable {source} is not set")
+    else:
+        path = info.context["base"] / source
+        try:
+            with path.open("rb") as file:
+                text = file.read(_ASIDE_MAX_BYTES + 1).decode()
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+    text = text.rstrip("\r\n")
+    if not text or len(text) > _ASIDE_MAX_BYTES:
+        raise ValueError(f"the secret in {source} is empty or longer than {_ASIDE_MAX_BYTES} bytes")
+    return text
+
+
+def _cidr(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f'{error}; write a network like "10.0.0.0/8" or "fd00::/8"') from None
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f'{text!r} is not an IP address; write one like "192.0.2.7"') from None
+
+
+def _header_name(text: str) -> str:
+    if not text or not set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
+        raise ValueError("write a header name of lower-case letters, digits and '-'")
+    return text
+
+
+def _server(text: str) -> str:
+    try:
+        return _ip(text)
+    except ValueError:
+        host, port = split_address(text)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _host_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not host or not colon or not (port.isascii() and port.isdigit()) or not 0 < int(port) <= 65_535:
+        raise ValueError('write a host and a port, like "vault.internal:443"')
+    return text
+
+
+type AnchoredPath = Annotated[Path, AfterValidator(_anchored)]
+type Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+type Seconds = Annotated[float, Field(gt=0, le=86_400)]
+type Count = Annotated[int, Field(gt=0, le=100_000_000)]
+type Size = Annotated[int, Field(gt=0, le=1 << 40)]
+type Cidr = Annotated[str, AfterValidator(_cidr)]
+type Address = Annotated[str, AfterValidator(_ip)]
+type Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
+type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, strict, closed, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Listen(Section):
+    """Where clients connect."""
+
+    address: str = "127.0.0.1:3128"
+    """Address and port of the front door. An address, not a name; port 0 lets the kernel choose."""
+    backlog: Count = 1024
+    """Connections that the kernel may queue before they are accepted."""
+
+    @field_validator("address")
+    @classmethod
+    def _checked(cls, text: str) -> str:
+        split_address(text)
+        return text
+
+    @property
+    def host(self) -> str:
+        return split_address(self.address)[0]
+
+    @property
+    def port(self) -> int:
+        return split_address(self.address)[1]
+
+
+class Trust(Section):
+    """Whose signatures count, and where the proof is kept."""
+
+    root: AnchoredPath = Path("root.msgpack")
+    """File of the root of trust that this node starts from."""
+    state_dir: AnchoredPath = Path("state")
+    """Folder for the verified bundles and the high-water marks. Must belong to edgeguard alone (mode 0700)."""
+    audience: str = ""
+    """Which audience this node belongs to. A bundle that names audiences and not this one is refused."""
+    floor: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    """Lowest bundle version that is accepted, even by a node without state."""
+
+
+class Sync(Section):
+    """How bundles are fetched."""
+
+    urls: tuple[str, ...] = ()
+    """Bundle servers, tried in order. HTTPS, except on loopback."""
+    ca_file: AnchoredPath | None = None
+    """Certificate authorities for the bundle server (PEM). Unset: certifi's."""
+    token: Secret | None = None
+    """Bearer token for the bundle server, as `{ file = "..." }` or `{ env = "..." }`."""
+    poll_s: Seconds = 15.0
+    """Time between polls when the server does not support long polling."""
+    long_poll_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    """How long the server may hold a request for the head until it changes. 0: never ask for it."""
+    deadline_s: Seconds = 10.0
+    """Total time for one answer, from connecting to the last byte; a long poll's waiting comes on top."""
+    min_rate_bytes_s: Size = 1024
+    """Slower answers are given up, so that a trickle cannot freeze a node."""
+    backoff_max_s: Seconds = 60.0
+    """Longest pause after repeated failures. Pauses are jittered."""
+    head_bytes: Size = 65_536
+    """Largest head envelope."""
+    root_bytes: Size = 262_144
+    """Largest root envelope."""
+    bundle_bytes: Size = 16_777_216
+    """Largest bundle envelope."""
+    reconcile_s: Seconds = 60.0
+    """Time between comparisons of disk, memory and head."""
+
+    @field_validator("urls")
+    @classmethod
+    def _https(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            host = parts.hostname
+            if host is None or parts.query or parts.fragment or parts.username is not None:
+                raise ValueError(f'{url!r} is not a plain URL; write one like "https://bundles.example.com/"')
+            if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+                raise ValueError(f"{url!r} must use https: only a server on loopback may use http")
+        return tuple(url if url.endswith("/") else f"{url}/" for url in urls)
+
+
+class CidrClient(Section):
+    """Clients known by their source address."""
+
+    cidr: Cidr
+    """Source network. Of several that match, the longest prefix counts."""
+    client: Name
+    """Name that rules use in `clients`."""
+    groups: tuple[Name, ...] = ()
+    """Groups that the client belongs to."""
+    claims: tuple[Name, ...] = ()
+    """Claims that the client holds, as rules use them in `claims`."""
+
+
+class SecretClient(Section):
+    """Clients known by a secret in `Proxy-Authorization`: a bearer token, or the password of user `client`."""
+
+    client: Name
+    """Name that rules use in `clients`."""
+    sha256: Sha256 | None = None
+    """SHA-256 of the secret in lower-case hexadecimal. The secret should be 128 random bits or more."""
+    secret: Secret | None = None
+    """The secret itself, as `{ file = "..." }` or `{ env = "..." }`. Give this or `sha256`."""
+    groups: tuple[Name, ...] = ()
+    """Groups that the client belongs to."""
+    claims: tuple[Name, ...] = ()
+    """Claims that the client holds, as rules use them in `claims`."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.sha256 is None) == (self.secret is None):
+            raise ValueError("give exactly one of sha256 and secret")
+        return self
+
+
+class Identity(Section):
+    """Who a client is. Order: secret, then source network, then static, then unknown."""
+
+    static: Name | None = None
+    """Name of the client behind every connection that nothing else identifies: the workload of a sidecar."""
+    static_groups: tuple[Name, ...] = ()
+    """Groups of the static client."""
+    static_claims: tuple[Name, ...] = ()
+    """Claims of the static client."""
+    cidr: tuple[CidrClient, ...] = ()
+    """Clients known by their source address."""
+    secret: tuple[SecretClient, ...] = ()
+    """Clients known by a secret in `Proxy-Authorization`."""
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Self:
+        if self.static is None and (self.static_groups or self.static_claims):
+            raise ValueError("static_groups and static_claims need static, the name of that client")
+        networks = [entry.cidr for entry in self.cidr]
+        for network in networks:
+            if networks.count(network) > 1:
+                raise ValueError(f"two entries of [[identity.cidr]] name {network}; keep one")
+        return self
+
+
+class User(Section):
+    """The person behind a request: a signed token in a header of each request."""
+
+    header: Annotated[str, AfterValidator(_header_name)] = "edgeguard-user"
+    """Header that carries the token. It and its spellings (`_` and `.` for `-`) never reach the upstream."""
+    region: str = ""
+    """Region of people whose token names none, like `DE` or `US-TX`. Empty: unknown."""
+    leeway_s: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """How far the issuer's clock may be off."""
+    max_lifetime_s: Seconds = 3600.0
+    """A token that is still valid for longer than this is refused."""
+
+
+class Resolver(Section):
+    """How names become addresses."""
+
+    mode: Literal["system", "servers", "static"] = "system"
+    """`system`: the host's resolver; `servers`: the ones below; `static`: only the table below."""
+    servers: tuple[Annotated[str, AfterValidator(_server)], ...] = ()
+    """DNS servers for mode `servers`, as addresses, with a port if it is not 53."""
+    nat64_prefixes: tuple[Cidr, ...] = ()
+    """NAT64 prefixes of this network besides 64:ff9b::/96, so that embedded IPv4 addresses are judged."""
+    static: dict[str, tuple[Address, ...]] = Field(default_factory=dict)
+    """Names with fixed addresses. They come first in every mode."""
+    timeout_s: Seconds = 5.0
+    """Total time for one name."""
+    cache_names: Count = 4096
+    """Names whose answers are remembered."""
+    cache_max_s: Seconds = 60.0
+    """Longest time an answer is remembered, whatever its TTL says."""
+
+    @model_validator(mode="after")
+    def _servers_given(self) -> Self:
+        if (self.mode == "servers") != bool(self.servers):
+            raise ValueError('mode "servers" needs servers = ["192.0.2.53"], and only that mode uses them')
+        return self
+
+
+class Upstream(Section):
+    """How upstream servers are verified."""
+
+    ca_file: AnchoredPath | None = None
+    """Certificate authorities for upstreams (PEM). Unset: certifi's, never the image's store."""
+
+
+class Interception(Section):
+    """Inspecting TLS where the policy needs it."""
+
+    ca_dir: AnchoredPath = Path("state/ca")
+    """Folder of the interception certificate authority; made at first start. Unset: `ca` in `trust.state_dir`."""
+    leaf_certificates: Count = 1024
+    """Leaf certificates kept in memory."""
+
+
+class Evidence(Section):
+    """The decision log."""
+
+    log: str = "-"
+    """File that decisions are appended to, as JSON lines. `-`: standard output."""
+    queue_records: Count = 65_536
+    """Records that may wait for the writer. When full, new work is refused: nothing passes unrecorded."""
+    sync_s: Seconds = 1.0
+    """Time between flushes to the disk."""
+    paths: Literal["keep", "omit"] = "keep"
+    """Whether paths of requests are logged. The query never is."""
+
+    @field_validator("log")
+    @classmethod
+    def _anchor(cls, text: str, info: ValidationInfo) -> str:
+        if not text:
+            raise ValueError('write a file name, or "-" for standard output')
+        return text if text == "-" else str(_anchored(Path(text), info))
+
+
+class Admin(Section):
+    """Health, status and metrics: read-only."""
+
+    address: str = "127.0.0.1:9901"
+    """Loopback address and port, or `unix:` and a path. Empty: none."""
+
+    @field_validator("address")
+    @classmethod
+    def _local(cls, text: str, info: ValidationInfo) -> str:
+        if not text:
+            return text
+        if text.startswith("unix:"):
+            if text == "unix:":
+                raise ValueError('write a path after "unix:", like "unix:/run/edgeguard/admin.sock"')
+            return f"unix:{_anchored(Path(text.removeprefix('unix:')), info)}"
+        host, _ = split_address(text)
+        if not _is_loopback(host):
+            raise ValueError(f'{host} is not loopback; write "127.0.0.1:9901", "[::1]:9901" or "unix:/path"')
+        return text
+
+
+class Essentials(Section):
+    """What a closed node may still reach, as far as the root of trust lists it too."""
+
+    hosts: tuple[Annotated[str, AfterValidator(_host_port)], ...] = ()
+    """Hosts with ports, like `vault.internal:443`."""
+
+
+class Bounds(Section):
+    """Every limit of the traffic's way."""
+
+    head_bytes: Size = 32_768
+    """Largest request head: request line and headers."""
+    hello_bytes: Size = 16_384
+    """Largest TLS ClientHello."""
+    head_s: Seconds = 10.0
+    """Time for a client to send a whole request head."""
+    hello_s: Seconds = 10.0
+    """Time for a client to send its ClientHello after CONNECT."""
+    dial_s: Seconds = 10.0
+    """Time to connect to an upstream, all its addresses together."""
+    dial_addresses: Count = 8
+    """Addresses of one name that are tried."""
+    idle_s: Seconds = 600.0
+    """A tunnel in which nothing moved for this long is closed."""
+    half_closed_s: Seconds = 60.0
+    """Time that a tunnel lives on after one side has finished."""
+    drain_s: Seconds = 10.0
+    """Time that open work gets to finish at shutdown."""
+    connections: Count = 20_000
+    """Open client connections."""
+    tunnels: Count = 10_000
+    """Open tunnels."""
+    tunnels_per_client: Count = 2_000
+    """Open tunnels of one client."""
+    relay_bytes: Size = 65_536
+    """Bytes that one direction of a tunnel may buffer."""
+    headers: Count = 200
+    """Header fields of one request."""
+    body_bytes: Size = 104_857_600
+    """Largest request body that is buffered; larger ones are refused."""
+    limit_keys: Count = 65_536
+    """Rate-limit keys kept in memory, for each limit. Further keys share one overflow bucket."""
+    token_bytes: Size = 8_192
+    """Largest user token."""
+    token_cache: Count = 4_096
+    """Verified user tokens that are remembered until they expire."""
+
+
+class Settings(Section):
+    """One node's configuration."""
+
+    environment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    """Environment whose bundles this node accepts. `dev` accepts published test keys, on loopback only."""
+    listen: Listen = Listen()
+    """Where clients connect."""
+    trust: Trust = Trust()
+    """Whose signatures count, and where the proof is kept."""
+    sync: Sync = Sync()
+    """How bundles are fetched."""
+    identity: Identity = Identity()
+    """Who a client is."""
+    user: User = User()
+    """The person behind a request."""
+    resolver: Resolver = Resolver()
+    """How names become addresses."""
+    upstream: Upstream = Upstream()
+    """How upstream servers are verified."""
+    interception: Interception = Interception()
+    """Inspecting TLS where the policy needs it."""
+    evidence: Evidence = Evidence()
+    """The decision log."""
+    admin: Admin = Admin()
+    """Health, status and metrics."""
+    essentials: Essentials = Essentials()
+    """What a closed node may still reach."""
+    bounds: Bounds = Bounds()
+    """Every limit of the traffic's way."""
+
+    @model_validator(mode="after")
+    def _dev_stays_home(self) -> Self:
+        if self.environment == "dev":
+            if not _is_loopback(self.listen.host):
+                raise ValueError(
+                    f"the environment dev trusts published keys, so it listens on loopback only, not on {self.listen.host}"
+                )
+            for url in self.sync.urls:
+                if not _is_loopback(urlsplit(url).hostname or ""):
+                    raise ValueError(f"the environment dev takes bundles from loopback only, not from {url}")
+        return self
