@@ -1,0 +1,147 @@
+"""Reading a TLS ClientHello out of the first bytes of a tunnel (RFC 8446, 4.1.2; RFC 6066, 3).
+
+Only one thing is wanted: the server name, with certainty. So the structure is read strictly:
+every length must fit exactly, no extension may stand twice, exactly one name of type host_name.
+A hello that was cut into several records or segments is put together first. Pure functions; the
+outcome is `Hello`, None (more bytes are needed) or `HelloError`, and it does not depend on how
+the bytes were cut.
+"""
+
+from typing import Final, NamedTuple
+
+HANDSHAKE: Final = 0x16
+CLIENT_HELLO: Final = 1
+MAX_RECORD_BYTES: Final = 1 << 14
+MAX_RECORDS: Final = 32
+"""A hello is re-read from its start at every segment; this bounds what that costs."""
+SERVER_NAME: Final = 0
+ENCRYPTED_CLIENT_HELLO: Final = 0xFE0D
+ENCRYPTED_SERVER_NAME: Final = 0xFFCE
+
+ACCESS_DENIED: Final = b"\x15\x03\x03\x00\x02\x02\x31"
+"""A fatal alert, access_denied (49), as a whole record: what refuses a tunnel that is already open."""
+
+
+class HelloError(Exception):
+    """These bytes are no ClientHello that can be read with certainty."""
+
+
+class NotTLS(HelloError):
+    """These bytes do not begin a TLS handshake."""
+
+
+class Hello(NamedTuple):
+    """What a ClientHello says."""
+
+    sni: str | None
+    """The server name as sent; None when the extension is absent."""
+    ech: bool
+    """An encrypted hello (or GREASE in its place) is included: `sni` may be only the outer name."""
+
+
+def read_hello(data: bytes, limit: int) -> Hello | None:
+    """Reads the ClientHello at the start of `data`.
+
+    Args:
+        data: All bytes received so far.
+        limit: The largest handshake message that is taken, in bytes.
+
+    Returns:
+        None while the hello is incomplete.
+
+    Raises:
+        NotTLS: the first byte is not that of a handshake record.
+        HelloError: the bytes cannot become a hello that is read with certainty.
+    """
+    if not data:
+        return None
+    if data[0] != HANDSHAKE:
+        raise NotTLS("no TLS handshake")
+    position = 0
+    message = b""
+    declared = 0  # handshake bytes that the records seen so far promise
+    needed = 0  # length of the whole message with its header, once known
+    for _ in range(MAX_RECORDS):
+        header = data[position : position + 5]
+        _check_record_header(header)
+        if len(header) < 5:
+            return None
+        length = header[3] << 8 | header[4]
+        declared += length
+        message += data[position + 5 : position + 5 + length]
+        position += 5 + length
+        if message and message[0] != CLIENT_HELLO:
+            raise HelloError("the first handshake message is not a ClientHello")
+        if len(message) >= 4:
+            needed = 4 + int.from_bytes(message[1:4])
+            if needed > limit:
+                raise HelloError(f"the ClientHello is longer than {limit} bytes")
+            if declared > needed:
+                raise HelloError("something follows the ClientHello in its record")
+            if len(message) == needed:
+                return _parse(message)
+        if position > len(data):
+            return None
+    raise HelloError("the ClientHello is cut into too many records")
+
+
+def _check_record_header(header: bytes) -> None:
+    """Refuses as soon as a byte of a record header is wrong, however few have arrived."""
+    size = len(header)
+    if size >= 1 and header[0] != HANDSHAKE:
+        raise HelloError("another record stands inside the ClientHello")
+    if (size >= 2 and header[1] != 3) or (size >= 3 and header[2] > 4):
+        raise HelloError("unknown record version")
+    if size >= 5 and not 0 < header[3] << 8 | header[4] <= MAX_RECORD_BYTES:
+        raise HelloError("a record has no valid length")
+
+
+def _parse(message: bytes) -> Hello:
+    """Reads a complete handshake message, its 4-byte header included."""
+    size = len(message)
+    at = 38  # header 4, legacy_version 2, random 32
+    if size < at + 1 or message[4] != 3:
+        raise HelloError("not a ClientHello of SSL 3 or TLS")
+    if message[at] > 32:
+        raise HelloError("the session id is too long")
+    at += 1 + message[at]
+    suites = int.from_bytes(message[at : at + 2])
+    if at + 2 > size or suites < 2 or suites % 2:
+        raise HelloError("the cipher suites do not fit")
+    at += 2 + suites
+    if at >= size or message[at] < 1:
+        raise HelloError("the compression methods do not fit")
+    at += 1 + message[at]
+    if at == size:
+        return Hello(None, ech=False)
+    if at + 2 > size or at + 2 + int.from_bytes(message[at : at + 2]) != size:
+        raise HelloError("the extensions do not fit")
+    at += 2
+    sni: str | None = None
+    seen: set[int] = set()
+    while at < size:
+        if at + 4 > size:
+            raise HelloError("an extension is cut off")
+        kind = message[at] << 8 | message[at + 1]
+        end = at + 4 + (message[at + 2] << 8 | message[at + 3])
+        if end > size:
+            raise HelloError("an extension is longer than the hello")
+        if kind in seen:
+            raise HelloError("an extension stands twice")
+        seen.add(kind)
+        if kind == SERVER_NAME:
+            sni = _server_name(message[at + 4 : end])
+        at = end
+    return Hello(sni, ech=ENCRYPTED_CLIENT_HELLO in seen or ENCRYPTED_SERVER_NAME in seen)
+
+
+def _server_name(body: bytes) -> str:
+    """The one host_name of a server_name extension: list length 2, type 1, name length 2, name."""
+    size = len(body)
+    if size < 6 or body[0] << 8 | body[1] != size - 2 or body[2] or body[3] << 8 | body[4] != size - 5:
+        raise HelloError("the server name list is not exactly one host name")
+    name = body[5:]
+    if size > 260 or not name.isascii() or name.endswith(b"."):
+        # RFC 6066, 3: ASCII, without a trailing dot.
+        raise HelloError("the server name is not a host name")
+    return name.decode("ascii")
