@@ -1,1 +1,1 @@
-"""Pulling, verifying, keeping and activating bundles; the freshness ladder."""
+"""Fetch, store, update, reconcile: how a node comes by its policy and keeps proving that it is current."""
