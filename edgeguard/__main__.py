@@ -1,0 +1,5 @@
+"""`python -m edgeguard` is the console script."""
+
+from edgeguard.cli import main
+
+main()
