@@ -1,1 +1,1 @@
-"""The bundle server: an ASGI application over a directory. It holds no key."""
+"""The bundle server: an HTTP face over a folder. It holds no key and is trusted for nothing."""

@@ -7,6 +7,7 @@ over its cap. Every path is relative to an open folder, so that nobody can swap 
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -63,7 +64,12 @@ async def read_plain(folder: int, name: str, cap: int, *, private: bool = False)
     def open_plain(path: str, _flags: int) -> int:
         # O_NONBLOCK: a FIFO with nobody at the other end must not hold us.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags, dir_fd=folder)
+        try:
+            descriptor = os.open(path, flags, dir_fd=folder)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UnsafeFileError(f"{path}: a symbolic link") from error
+            raise
         try:
             _check_plain(os.fstat(descriptor), path, cap, private=private)
         except BaseException:
