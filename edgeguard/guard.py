@@ -17,11 +17,11 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.evidence.log import DecisionLog
-from edgeguard.evidence.record import Record
+from edgeguard.evidence.record import Record, age_band, split_target
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
@@ -155,6 +155,8 @@ class Guard:
         clock: Trusted time in Unix seconds (`sync/clock.py`).
         essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
             the local configuration within root's list.
+        tokens: Makes the reader of user tokens for a snapshot's issuers.
+        nobody: The facts about a person who presents no token, for instance a configured region.
         monotonic_ns: Clock of the rate limits.
     """
 
@@ -166,6 +168,8 @@ class Guard:
         log: DecisionLog,
         clock: Callable[[], float] = time.time,
         essentials: Collection[tuple[str, int]] = frozenset(),
+        tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),
+        nobody: User | None = None,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._clients = clients
@@ -173,6 +177,8 @@ class Guard:
         self._log = log
         self._clock = clock
         self._essentials = frozenset(essentials)
+        self._tokens = tokens
+        self._nobody = nobody
         self._monotonic_ns = monotonic_ns
         self._in_force = _InForce(None, None)
         self._ids = itertools.count(1)
@@ -199,7 +205,7 @@ class Guard:
         if snapshot is not None:
             before = self._in_force
             same = before.snapshot is not None and before.snapshot.engine is snapshot.engine
-            tokens = before.tokens if same else TokenReader(snapshot.issuers)
+            tokens = before.tokens if same else self._tokens(snapshot)
         self._in_force = _InForce(snapshot, tokens)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed)
@@ -275,7 +281,7 @@ class Guard:
         except HostError:
             return None, _refusal(Reason.MALFORMED_REQUEST)
         snapshot, tokens = in_force
-        user: User | None = None
+        user = self._nobody
         if facts.tokens and tokens is not None:
             user = tokens.read(facts.tokens, now)
         request = Request(
@@ -394,4 +400,49 @@ def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
 def _record(
     verdict: Verdict, *, sent: int | None = None, received: int | None = None, why: str | None = None
 ) -> Record:
-    raise NotImplementedError
+    facts, request, decision, snapshot = verdict.facts, verdict.request, verdict.decision, verdict.snapshot
+    client = facts.client
+    kind: Literal["connect", "request", "close"]
+    kind = "close" if why is not None else "connect" if facts.method is None else "request"
+    path, query_keys = split_target(facts.target)
+    user = None if request is None else request.user
+    taken = verdict.taken
+    return Record(
+        id=verdict.id,
+        time=verdict.now,
+        kind=kind,
+        connection=facts.connection,
+        verdict="allow" if decision.allow else "deny",
+        reason=decision.reason,
+        rule=decision.rule,
+        near=decision.near,
+        would=decision.would,
+        lane=decision.lane,
+        client=client.name,
+        identified=client.identified,
+        groups=tuple(sorted(client.groups)) if client.groups else (),
+        claims=tuple(sorted(client.claims)) if client.claims else (),
+        host=verdict.host,
+        port=facts.port,
+        protocol=facts.protocol,
+        names=facts.names,
+        method=facts.method,
+        overrides=facts.overrides,
+        path=path,
+        query_keys=query_keys,
+        token=None if not facts.tokens else "invalid" if user is None or user.invalid else "valid",
+        age=age_band(user),
+        assurance=None if user is None else user.assurance,
+        region=None if user is None else user.region,
+        addresses=verdict.addresses,
+        bundle=None if snapshot is None else snapshot.bundle_id,
+        policy_hash=None if snapshot is None else snapshot.policy_hash,
+        bundle_version=None if snapshot is None else snapshot.bundle_version,
+        ladder=verdict.ladder,
+        staleness_s=verdict.staleness_s,
+        limits=tuple(hit.limit for hit in decision.limits) if decision.limits else (),
+        limit=None if taken is None else taken.limit,
+        sent=sent,
+        received=received,
+        why=why,
+    )
