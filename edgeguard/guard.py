@@ -138,6 +138,15 @@ class Verdict(NamedTuple):
         return () if self.taken is None else self.taken.states
 
 
+class Entry(NamedTuple):
+    """What is offered to the decision log: cheap to make, shaped into a record by `record_of` elsewhere."""
+
+    verdict: Verdict
+    sent: int | None = None
+    received: int | None = None
+    why: str | None = None
+
+
 class _InForce(NamedTuple):
     """Swapped as one reference, so that a verdict never sees half of a change."""
 
@@ -151,7 +160,7 @@ class Guard:
     Args:
         clients: Who owns a connection.
         limiter: Rate limits of this process.
-        log: Decision records; when it cannot take one, new work is refused.
+        log: Takes decisions (`DecisionLog(..., shape=record_of)`); when it cannot, new work is refused.
         clock: Trusted time in Unix seconds (`sync/clock.py`).
         essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
             the local configuration within root's list.
@@ -165,7 +174,7 @@ class Guard:
         *,
         clients: ClientDirectory,
         limiter: ProcessLimiter,
-        log: DecisionLog,
+        log: DecisionLog[Entry],
         clock: Callable[[], float] = time.time,
         essentials: Collection[tuple[str, int]] = frozenset(),
         tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),
@@ -339,7 +348,7 @@ class Guard:
                     verdict = verdict._replace(taken=taken)
                     if not taken.allowed:
                         verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
-            if not self._log.offer(_record(verdict)) and verdict.allow:
+            if not self._log.offer(Entry(verdict)) and verdict.allow:
                 self._release(verdict)
                 verdict = _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
         except Exception:
@@ -368,7 +377,7 @@ class Guard:
             why: What ended it, one word.
         """
         self._release(verdict)
-        if not self._log.offer(_record(verdict, sent=sent, received=received, why=why)):
+        if not self._log.offer(Entry(verdict, sent, received, why)):
             logger.warning("no room to record the end of %s", verdict.id)
 
     def _release(self, verdict: Verdict) -> None:
@@ -397,9 +406,9 @@ def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
     return tuple(hit for hit in verdict.decision.limits if (hit.unit == "requests") is inside)
 
 
-def _record(
-    verdict: Verdict, *, sent: int | None = None, received: int | None = None, why: str | None = None
-) -> Record:
+def record_of(entry: Entry) -> Record:
+    """What the decision log writes of an entry; runs in the log's thread."""
+    verdict, sent, received, why = entry
     facts, request, decision, snapshot = verdict.facts, verdict.request, verdict.decision, verdict.snapshot
     client = facts.client
     kind: Literal["connect", "request", "close"]
