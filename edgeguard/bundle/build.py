@@ -30,7 +30,9 @@ def encode_section(sections: Mapping[str, object]) -> bytes:
     Raises ValueError for sections other than the four, TypeError for data that has no encoding.
     """
     if sorted(sections) != list(SECTIONS):
-        raise ValueError(f"a policy has the sections {', '.join(SECTIONS)}, not {', '.join(sorted(sections))}")
+        raise ValueError(
+            f"a policy has the sections {', '.join(SECTIONS)}, not {', '.join(sorted(sections))}"
+        )
     return codec.encode({name: codec.encode(sections[name]) for name in SECTIONS})
 
 
@@ -47,7 +49,9 @@ def decode_section(section: bytes, *, canonical: bool = False) -> dict[str, obje
     decoded: dict[str, object] = {}
     for name, part in section_parts(section).items():
         try:
-            decoded[name] = codec.decode(part, codec.Limits(len(part), depth=_SECTION_DEPTH), canonical=canonical)
+            decoded[name] = codec.decode(
+                part, codec.Limits(len(part), depth=_SECTION_DEPTH), canonical=canonical
+            )
         except Refusal as refusal:
             raise Refusal(refusal.code, f"policy.{name}: {refusal.detail}") from None
     return decoded
@@ -141,5 +145,3 @@ def check_sources(payload: bytes, sections: Mapping[str, object]) -> Bundle:
             f"the bundle has {policy_hash(bundle.policy)}, the sources give {policy_hash(rebuilt)}"
         )
     return bundle
-
-

@@ -141,7 +141,9 @@ class Root:
         issued, expires = fields.integer("issued"), fields.integer("expires")
         quorum = _quorum(fields.sub("root"), "root.root", lenient=lenient)
         environments = {
-            check_name(name, "environment"): _environment(Fields(value, f"root.environments.{name}"), lenient=lenient)
+            check_name(name, "environment"): _environment(
+                Fields(value, f"root.environments.{name}"), lenient=lenient
+            )
             for name, value in fields.mapping("environments", MAX_ENVIRONMENTS).items()
         }
         fields.done(lenient=lenient)
@@ -230,7 +232,8 @@ class Head:
                 "issued": self.issued_at,
                 "expires": self.expires_at,
                 "members": {
-                    name: [ref.version, bytes.fromhex(ref.sha256), ref.length] for name, ref in self.members.items()
+                    name: [ref.version, bytes.fromhex(ref.sha256), ref.length]
+                    for name, ref in self.members.items()
                 },
                 "quarantine": self.quarantine,
             }
@@ -320,7 +323,8 @@ class Bundle:
         min_engine = fields.integer("min_engine", 1)
         if min_engine > ENGINE_LEVEL:
             raise Refusal(
-                RefusalCode.SCHEMA_UNSUPPORTED, f"needs engine level {min_engine}, this one has {ENGINE_LEVEL}"
+                RefusalCode.SCHEMA_UNSUPPORTED,
+                f"needs engine level {min_engine}, this one has {ENGINE_LEVEL}",
             )
         bundle = cls(
             environment=check_name(fields.text("env"), "environment"),

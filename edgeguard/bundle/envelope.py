@@ -47,11 +47,15 @@ class Envelope(NamedTuple):
             raise malformed("an envelope is an array of four")
         version, kind, payload, signatures = value
         if type(version) is not int or version != VERSION:
-            raise Refusal(RefusalCode.SCHEMA_UNSUPPORTED, f"envelope version {version!r}, {VERSION} is supported")
+            raise Refusal(
+                RefusalCode.SCHEMA_UNSUPPORTED, f"envelope version {version!r}, {VERSION} is supported"
+            )
         if not isinstance(kind, str) or not isinstance(payload, bytes) or not isinstance(signatures, list):
             raise malformed("an envelope holds a type (str), a payload (bin) and signatures (array)")
         if len(signatures) > MAX_SIGNATURES:
-            raise Refusal(RefusalCode.TOO_BIG, f"{len(signatures)} signatures, at most {MAX_SIGNATURES} are accepted")
+            raise Refusal(
+                RefusalCode.TOO_BIG, f"{len(signatures)} signatures, at most {MAX_SIGNATURES} are accepted"
+            )
         return cls(kind, payload, tuple(_signature(item) for item in signatures))
 
     def encode(self) -> bytes:
@@ -97,7 +101,9 @@ def _signature(item: object) -> Signature:
     if not isinstance(hint, bytes) or not isinstance(value, bytes):
         raise malformed("key hint and signature are bin")
     if len(hint) != HINT_BYTES or len(value) != SIGNATURE_BYTES:
-        raise Refusal(RefusalCode.SIG_INVALID, f"a hint has {HINT_BYTES} bytes and a signature {SIGNATURE_BYTES}")
+        raise Refusal(
+            RefusalCode.SIG_INVALID, f"a hint has {HINT_BYTES} bytes and a signature {SIGNATURE_BYTES}"
+        )
     return Signature(hint, value)
 
 

@@ -106,4 +106,4 @@ class Fields:
     def done(self, *, lenient: bool = False) -> None:
         """Refuse left-over fields, unless a newer minor schema may have added them."""
         if self._rest and not lenient:
-            raise malformed(f"{self._where} has an unknown field {sorted(self._rest)[0][:40]!r}")
+            raise malformed(f"{self._where} has an unknown field {min(self._rest)[:40]!r}")

@@ -18,7 +18,7 @@ from nacl.bindings import crypto_core_ed25519_is_valid_point
 HINT_BYTES: Final = 8
 KEY_BYTES: Final = 32
 PUBLIC_TAG: Final = "edgeguard-public-key-v1"
-SECRET_TAG: Final = "edgeguard-secret-key-v1"
+SECRET_TAG: Final = "edgeguard-secret-key-v1"  # noqa: S105 - a file tag, not a secret
 _MAX_TEXT: Final = 4096
 
 type Entropy = Callable[[int], bytes]
@@ -130,7 +130,9 @@ class SigningKey:
         head = [SECRET_TAG, f"name: {name}", f"public: {_b64(self.public.raw)}"]
         seed = bytes(self._key)
         if passphrase is None:
-            return "\n".join([*head, "protection: none (development and tests only)", f"seed: {_b64(seed)}", ""])
+            return "\n".join(
+                [*head, "protection: none (development and tests only)", f"seed: {_b64(seed)}", ""]
+            )
         salt = entropy(pwhash.argon2id.SALTBYTES)
         box = secret.SecretBox(_stretch(passphrase, salt, cost))
         sealed = bytes(box.encrypt(seed, entropy(secret.SecretBox.NONCE_SIZE)))
@@ -149,10 +151,7 @@ class SigningKey:
             raise KeyFileError(f"not an edgeguard secret key file: it begins with `{SECRET_TAG}`")
         fields = _lines(text)
         public = PublicKey(_unb64(fields.get("public", ""), "public"))
-        if protected(text):
-            seed = _unseal(fields, passphrase)
-        else:
-            seed = _unb64(fields.get("seed", ""), "seed")
+        seed = _unseal(fields, passphrase) if protected(text) else _unb64(fields.get("seed", ""), "seed")
         key = cls(seed)
         if key.public != public:
             raise KeyFileError("the public half does not belong to the secret half")
@@ -166,14 +165,18 @@ def protected(text: str) -> bool:
 
 def _unseal(fields: dict[str, str], passphrase: bytes | None) -> bytes:
     if fields.get("protection") != "argon2id":
-        raise KeyFileError(f"unknown protection {fields.get('protection', '')!r}; `argon2id` or `none` is known")
+        raise KeyFileError(
+            f"unknown protection {fields.get('protection', '')!r}; `argon2id` or `none` is known"
+        )
     if passphrase is None:
         raise PassphraseError("the key is sealed with a passphrase, and none was given")
     try:
         cost = KdfCost(int(fields.get("passes", "")), int(fields.get("memory_bytes", "")))
     except ValueError:
         raise KeyFileError("`passes` and `memory_bytes` are numbers") from None
-    if not (1 <= cost.passes <= _COST_CEILING.passes and 8192 <= cost.memory_bytes <= _COST_CEILING.memory_bytes):
+    if not (
+        1 <= cost.passes <= _COST_CEILING.passes and 8192 <= cost.memory_bytes <= _COST_CEILING.memory_bytes
+    ):
         raise KeyFileError("`passes` or `memory_bytes` is outside what this program will spend")
     salt, sealed = _unb64(fields.get("salt", ""), "salt"), _unb64(fields.get("sealed", ""), "sealed")
     if len(salt) != pwhash.argon2id.SALTBYTES:

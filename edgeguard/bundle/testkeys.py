@@ -11,7 +11,9 @@ from typing import Final
 from edgeguard.bundle.documents import Root
 from edgeguard.bundle.keys import PublicKey, SigningKey
 
-NAMES: Final = tuple(f"{role}-{number}" for role in ("root", "release", "head", "spare") for number in range(1, 6))
+NAMES: Final = tuple(
+    f"{role}-{number}" for role in ("root", "release", "head", "spare") for number in range(1, 6)
+)
 DEVELOPMENT: Final = "dev"
 
 
@@ -19,7 +21,9 @@ def published(name: str) -> SigningKey:
     """The published test key `name`, one of `NAMES`. Raises KeyError for another name."""
     if name not in NAMES:
         raise KeyError(name)
-    return SigningKey(hashlib.sha256(f"edgeguard published test key, never trust it: {name}".encode()).digest())
+    return SigningKey(
+        hashlib.sha256(f"edgeguard published test key, never trust it: {name}".encode()).digest()
+    )
 
 
 @cache
