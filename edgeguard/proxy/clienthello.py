@@ -26,7 +26,7 @@ class HelloError(Exception):
     """These bytes are no ClientHello that can be read with certainty."""
 
 
-class NotTLS(HelloError):
+class NotTLSError(HelloError):
     """These bytes do not begin a TLS handshake."""
 
 
@@ -50,13 +50,13 @@ def read_hello(data: bytes, limit: int) -> Hello | None:
         None while the hello is incomplete.
 
     Raises:
-        NotTLS: the first byte is not that of a handshake record.
+        NotTLSError: the first byte is not that of a handshake record.
         HelloError: the bytes cannot become a hello that is read with certainty.
     """
     if not data:
         return None
     if data[0] != HANDSHAKE:
-        raise NotTLS("no TLS handshake")
+        raise NotTLSError("no TLS handshake")
     position = 0
     message = b""
     declared = 0  # handshake bytes that the records seen so far promise

@@ -16,7 +16,9 @@ _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # Possessive quantifiers (`++`): no input makes these expressions backtrack.
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++) ([\x21-\x7e]++) HTTP/(1\.[01])")
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)")
-_METHOD_START: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_METHOD_START: Final = frozenset(
+    b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
 
 CACHED_HEADS: Final = 1024
 CACHED_HEAD_BYTES: Final = 1024
@@ -34,6 +36,15 @@ class HeadError(Exception):
         self.reason = reason
 
 
+class Claim(NamedTuple):
+    """What a client asks for before anything is resolved."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    """The Host value, raw, unless it repeats the target to the letter."""
+
+
 class Head(NamedTuple):
     """One request head (RFC 9112, 3 and 5)."""
 
@@ -43,19 +54,12 @@ class Head(NamedTuple):
     """`1.0` or `1.1`."""
     fields: tuple[tuple[str, str], ...]
     """Names in lower case; values without surrounding white space, one character per byte."""
+    claim: Claim | None = None
+    """The destination, of a CONNECT."""
 
     def values(self, name: str) -> tuple[str, ...]:
         """All values of a field, in the order received. `name` in lower case."""
         return tuple([value for key, value in self.fields if key == name])
-
-
-class Claim(NamedTuple):
-    """What a client asks for before anything is resolved."""
-
-    host: str
-    port: int
-    names: tuple[str, ...]
-    """Every other name given for the same thing, raw."""
 
 
 def head_end(data: bytes, scanned: int, limit: int) -> int:
@@ -80,7 +84,12 @@ def head_end(data: bytes, scanned: int, limit: int) -> int:
 
 
 def parse_head(data: bytes) -> Head:
-    """Parses one whole head, its empty line included. Raises `HeadError`."""
+    """Parses one whole head, its empty line included.
+
+    Raises:
+        HeadError: not strictly a head; or a CONNECT without `host:port`, with more or fewer than one
+            Host on HTTP/1.1, or with a body.
+    """
     head = _seen.get(data)
     if head is not None:
         return head
@@ -89,14 +98,20 @@ def parse_head(data: bytes) -> Head:
     first, *lines = data[:-4].split(b"\r\n")
     matched = _REQUEST_LINE.fullmatch(first)
     if matched is None:
-        raise HeadError(Reason.MALFORMED_REQUEST, "the first line is not an HTTP/1.0 or HTTP/1.1 request line")
+        raise HeadError(
+            Reason.MALFORMED_REQUEST, "the first line is not an HTTP/1.0 or HTTP/1.1 request line"
+        )
     fields: list[tuple[str, str]] = []
     for line in lines:
         field = _FIELD_LINE.fullmatch(line)
         if field is None:
             raise HeadError(Reason.MALFORMED_REQUEST, "a header line is not `name: value`")
         fields.append((field[1].decode("ascii").lower(), field[2].decode("latin-1").rstrip(" \t")))
-    head = Head(matched[1].decode("ascii"), matched[2].decode("ascii"), matched[3].decode("ascii"), tuple(fields))
+    head = Head(
+        matched[1].decode("ascii"), matched[2].decode("ascii"), matched[3].decode("ascii"), tuple(fields)
+    )
+    if head.method == "CONNECT":
+        head = head._replace(claim=_connect_claim(head))
     if len(data) <= CACHED_HEAD_BYTES and not any(name == "proxy-authorization" for name, _ in fields):
         # Clients repeat their CONNECT byte for byte. Credentials are not kept.
         if len(_seen) >= CACHED_HEADS:
@@ -108,25 +123,21 @@ def parse_head(data: bytes) -> Head:
 _seen: Final[dict[bytes, Head]] = {}
 
 
-def connect_claim(head: Head) -> Claim:
-    """The destination of a CONNECT head (RFC 9110, 9.3.6).
-
-    Raises:
-        HeadError: no `host:port`, more or fewer than one Host on HTTP/1.1, or a body.
-    """
+def _connect_claim(head: Head) -> Claim:
+    """The destination of a CONNECT head (RFC 9110, 9.3.6)."""
     try:
         host, port = split_authority(head.target, None)
     except HostError as error:
         raise HeadError(Reason.MALFORMED_REQUEST, f"the target is not host:port: {error}") from error
-    names: list[str] = []
+    hosts: list[str] = []
     for name, value in head.fields:
         if name == "host":
-            names.append(value)
+            hosts.append(value)
         elif name == "transfer-encoding" or (name == "content-length" and value != "0"):
             raise HeadError(Reason.MALFORMED_REQUEST, "a CONNECT request has no body")
-    if len(names) > 1 or (not names and head.version == "1.1"):
+    if len(hosts) > 1 or (not hosts and head.version == "1.1"):
         raise HeadError(Reason.MALFORMED_REQUEST, "exactly one Host field is expected")
-    return Claim(host, port, tuple(names))
+    return Claim(host, port, tuple(name for name in hosts if name != head.target))
 
 
 def is_absolute(target: str) -> bool:

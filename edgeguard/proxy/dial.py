@@ -1,0 +1,174 @@
+"""Connecting to upstreams: checked addresses only, several of them raced.
+
+The race follows RFC 8305 (happy eyeballs): families alternate, each attempt gets a head start,
+the first connection wins. There are no names here, so nothing can be resolved a second time. The
+proxy's own listeners are never dialled: a loop through ourselves would be judged as somebody else.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+HEAD_START_S: Final = 0.25
+"""RFC 8305, 5: recommended delay between attempts."""
+
+PREFERRED_S: Final = 30.0
+PREFERRED_ENTRIES: Final = 1024
+
+
+class DialError(OSError):
+    """No address could be connected to."""
+
+
+class Dialer:
+    """Opens TCP connections to addresses that were judged.
+
+    The total deadline is the caller's: it cancels. `attempt_s` bounds one address of several, in seconds.
+    """
+
+    __slots__ = ("_attempt_s", "_head_start_s", "_own", "_preferred")
+
+    def __init__(self, *, attempt_s: float = 5.0, head_start_s: float = HEAD_START_S) -> None:
+        self._attempt_s = attempt_s
+        self._head_start_s = head_start_s
+        self._own: dict[int, set[str]] = {}
+        self._preferred: dict[tuple[tuple[str, ...], int], tuple[float, str]] = {}
+
+    def forbid(self, address: str, port: int) -> None:
+        """Notes an address that this process listens on; `0.0.0.0` and `::` stand for every local one."""
+        self._own.setdefault(port, set()).add(str(ipaddress.ip_address(address)))
+
+    def is_own(self, address: str, port: int) -> bool:
+        """Whether a connection to this address would end in this very process."""
+        listening = self._own.get(port)
+        if listening is None:
+            return False
+        ip = ipaddress.ip_address(address)
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        if str(ip) in listening or ip.is_unspecified:
+            return True
+        return ("0.0.0.0" in listening or "::" in listening) and _is_local(ip)  # noqa: S104
+
+    def permitted(self, addresses: Sequence[str], port: int) -> tuple[str, ...]:
+        """The addresses that are not our own, in the given order."""
+        if port not in self._own:
+            return tuple(addresses)
+        return tuple(address for address in addresses if not self.is_own(address, port))
+
+    async def dial[P: asyncio.Protocol](
+        self, factory: Callable[[], P], addresses: Sequence[str], port: int
+    ) -> tuple[asyncio.Transport, P, str]:
+        """Connects to the first of `addresses` that answers.
+
+        `factory` is called once for each attempt; only the winner's protocol is returned.
+
+        Returns:
+            The transport, its protocol, and the address that won.
+
+        Raises:
+            DialError: no address answered, all are our own, or the list is empty.
+        """
+        addresses = self.permitted(addresses, port)
+        if len(addresses) == 1:
+            try:
+                transport, protocol = await asyncio.get_running_loop().create_connection(
+                    factory, addresses[0], port
+                )
+            except OSError as error:
+                raise DialError(str(error)) from error
+            return transport, protocol, addresses[0]
+        return await self._race(factory, interleave(addresses), port)
+
+    async def preferred(self, addresses: Sequence[str], port: int) -> str:
+        """The one address to pin a connection to that somebody else will dial.
+
+        Of several the first that answers, remembered for a while, so that an unreachable family is
+        found out here and not by the one who has no other address to turn to.
+
+        Raises:
+            DialError: as `dial`.
+        """
+        addresses = self.permitted(addresses, port)
+        if len(addresses) == 1:
+            return addresses[0]
+        loop = asyncio.get_running_loop()
+        kept = self._preferred.get((addresses, port))
+        if kept is not None and loop.time() < kept[0]:
+            return kept[1]
+        transport, _, address = await self.dial(asyncio.Protocol, addresses, port)
+        transport.abort()
+        if len(self._preferred) >= PREFERRED_ENTRIES:
+            self._preferred.clear()
+        self._preferred[addresses, port] = (loop.time() + PREFERRED_S, address)
+        return address
+
+    async def _race[P: asyncio.Protocol](
+        self, factory: Callable[[], P], addresses: list[str], port: int
+    ) -> tuple[asyncio.Transport, P, str]:
+        loop = asyncio.get_running_loop()
+        waiting = addresses[::-1]
+        running: set[asyncio.Task[tuple[asyncio.Transport, P, str]]] = set()
+        failure = "no address is left to dial"
+        try:
+            while waiting or running:
+                if waiting:
+                    running.add(loop.create_task(self._attempt(factory, waiting.pop(), port)))
+                done, running = await asyncio.wait(
+                    running,
+                    timeout=self._head_start_s if waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                winner = None
+                for task in done:
+                    error = task.exception()
+                    if error is None and winner is None:
+                        winner = task.result()
+                    elif error is None:
+                        task.result()[0].abort()
+                    elif isinstance(error, OSError):
+                        failure = str(error)
+                    else:
+                        raise error
+                if winner is not None:
+                    return winner
+        finally:
+            for task in running:
+                task.cancel()
+                task.add_done_callback(_discard)
+        raise DialError(failure)
+
+    async def _attempt[P: asyncio.Protocol](
+        self, factory: Callable[[], P], address: str, port: int
+    ) -> tuple[asyncio.Transport, P, str]:
+        async with asyncio.timeout(self._attempt_s):
+            transport, protocol = await asyncio.get_running_loop().create_connection(factory, address, port)
+        return transport, protocol, address
+
+
+def interleave(addresses: Sequence[str]) -> list[str]:
+    """Families in turn, beginning with that of the first address (RFC 8305, 4)."""
+    families: dict[bool, list[str]] = {}
+    for address in addresses:
+        families.setdefault(":" in address, []).append(address)
+    groups = list(families.values())
+    return [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
+
+
+def _discard(task: "asyncio.Task[tuple[asyncio.Transport, asyncio.Protocol, str]]") -> None:
+    """Closes a connection that lost the race in the moment it was made."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].abort()
+
+
+def _is_local(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an interface of this host has the address now: only then can a socket be bound to it."""
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(ip), 0))
+        except OSError:
+            return False
+    return True

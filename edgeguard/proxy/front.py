@@ -1,0 +1,86 @@
+"""The HTTP door: reads the first request head of a connection and says what it asks for.
+
+CONNECT names a destination, and the way is opened from here (`opening.py`). A request in absolute
+form goes to the mitmproxy lane, where the addon judges it and every one that follows it. Whatever
+else comes (origin form, HTTP/2 with prior knowledge, TLS, noise) is refused.
+"""
+
+from edgeguard.guard import Facts
+from edgeguard.identity.clients import CredentialsInvalid
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import UNKNOWN_CLIENT, Client
+from edgeguard.proxy.heads import Claim, Head, HeadError, head_end, is_absolute, parse_head
+from edgeguard.proxy.opening import Opening
+from edgeguard.proxy.passages import Passage
+
+
+class Front(Opening):
+    """A connection to the explicit HTTP proxy."""
+
+    __slots__ = ()
+
+    def _read_claim(self, data: bytes) -> None:
+        try:
+            end = head_end(data, self._scanned, self._door.bounds.head_bytes)
+            if end < 0:
+                self._scanned = len(data)
+                return
+            head = parse_head(data[:end] if end < len(data) else data)
+        except HeadError as error:
+            self._refuse_unread(error.reason, 431 if error.reason is Reason.REQUEST_TOO_LARGE else None)
+            return
+        self._version = head.version
+        if head.claim is not None:
+            self._buffer = data[end:]
+            self._connect(head, head.claim)
+        else:
+            self._forward(head)
+
+    def _identify(self, head: Head) -> Client | None:
+        """Who asks; None for credentials that are wrong."""
+        try:
+            return self._door.guard.identify(self._peer, head.values("proxy-authorization"))
+        except CredentialsInvalid:
+            return None
+
+    def _connect(self, head: Head, claim: Claim) -> None:
+        guard = self._door.guard
+        client = self._identify(head)
+        facts = Facts(self._id, client or UNKNOWN_CLIENT, claim.host, claim.port, names=claim.names)
+        verdict = self._judge(facts)
+        if client is None:
+            verdict = guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
+        elif not verdict.allow:
+            verdict = guard.settle(verdict)
+        elif (key := self._door.take(client)) is None:
+            verdict = guard.refuse(verdict, Reason.CAPACITY_EXCEEDED)
+        else:
+            self._key = key
+            self._begin(verdict)
+            return
+        self._remember_accept(head)
+        self._reply(verdict)
+
+    def _forward(self, head: Head) -> None:
+        """A request that is no CONNECT: the addon judges it, and each that follows on this connection."""
+        guard = self._door.guard
+        self._remember_accept(head)
+        client = self._identify(head)
+        if not is_absolute(head.target) or client is None:
+            hosts = head.values("host")
+            facts = Facts(
+                self._id, client or UNKNOWN_CLIENT, hosts[0] if hosts else "", 80, "http", method=head.method
+            )
+            reason = Reason.CLIENT_UNKNOWN if client is None else Reason.MISDIRECTED_REQUEST
+            self._reply(guard.refuse(guard.judge(facts), reason))
+            return
+        key = self._door.take(client)
+        if key is None:
+            facts = Facts(self._id, client, "", 80, "http", method=head.method)
+            self._reply(guard.refuse(guard.judge(facts), Reason.CAPACITY_EXCEEDED))
+            return
+        self._key = key
+        self._hand_over(Passage(self._id, client), None, None)
+
+    def _remember_accept(self, head: Head) -> None:
+        self._accept = ", ".join(head.values("accept"))

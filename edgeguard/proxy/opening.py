@@ -1,0 +1,245 @@
+"""From an allow to a lane: resolve, check, settle, dial; answer 200; bind the name; take the lane.
+
+Resolving and dialling come before the answer, so that every refusal up to there is an honest
+status. After the 200 the ClientHello must name the very destination that was allowed. However the
+claim was read (CONNECT, one day SOCKS5), the way from here is the same.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from edgeguard.guard import Facts, Verdict
+from edgeguard.policy.decision import Lane
+from edgeguard.policy.names import is_address
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import Protocol
+from edgeguard.proxy.client import HELLO, OPENING, ClientSide
+from edgeguard.proxy.clienthello import Hello, HelloError, NotTLSError, read_hello
+from edgeguard.proxy.dial import DialError
+from edgeguard.proxy.handover import Handed, Handover
+from edgeguard.proxy.passages import Passage
+from edgeguard.proxy.relay import Tunnel
+from edgeguard.proxy.resolver import ResolveError
+from edgeguard.proxy.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+HTTP2_PREFACE: Final = b"PRI "
+BESIDES_TLS: Final[tuple[Protocol, ...]] = ("http", "tcp")
+
+
+class Opening(ClientSide):
+    """A client connection whose destination is known."""
+
+    __slots__ = ()
+
+    # Making the way
+
+    def _judge(self, facts: Facts) -> Verdict:
+        """TLS is what a tunnel means, unless only another protocol is allowed there."""
+        judge = self._door.guard.judge
+        verdict = judge(facts)
+        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
+            for protocol in BESIDES_TLS:
+                other = judge(facts._replace(protocol=protocol))
+                if other.allow:
+                    return other
+        return verdict
+
+    def _begin(self, verdict: Verdict) -> None:
+        door = self._door
+        self.verdict = verdict
+        self.until = verdict.until
+        self._phase = OPENING
+        self._generation = door.generation
+        self.deadline = door.now + door.dial_s
+        task = asyncio.Task(self._open(verdict), loop=door.loop, eager_start=True)
+        if not task.done():
+            self._task = task
+
+    async def _open(self, verdict: Verdict) -> None:
+        """Makes the way, or refuses. Cancelled by the deadline, or when the client leaves."""
+        try:
+            refused = await self._make_way(verdict)
+            self._task = None
+            if refused is None:
+                self._established()
+            else:
+                self._reply(refused)
+        except (ResolveError, DialError):
+            self._task = None
+            self._fail(Reason.UPSTREAM_UNREACHABLE)
+        except Exception:
+            # Fail closed: a way that could not be opened in order is not opened.
+            logger.exception("opening the way failed")
+            self._task = None
+            self._fail(Reason.INTERNAL_ERROR)
+
+    async def _make_way(self, verdict: Verdict) -> Verdict | None:
+        """Resolves, checks, settles, dials. Returns a recorded refusal, or None: the way is open."""
+        door = self._door
+        guard = door.guard
+        addresses = await door.resolver.resolve(verdict.host)
+        if self._generation != door.generation:
+            verdict = self._judge(verdict.facts)
+        verdict = guard.admit(verdict, addresses)
+        if verdict.allow:
+            addresses = door.dialer.permitted(verdict.addresses, verdict.port)
+            if not addresses:
+                return guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED)
+        verdict = guard.settle(verdict)
+        if not verdict.allow:
+            return verdict
+        self.verdict = verdict
+        self.until = verdict.until
+        self._settled = True
+        door.opened(self)
+        if _inspected(verdict):
+            self._address = await door.dialer.preferred(addresses, verdict.port)
+        else:
+            _, self._back, self._address = await door.dialer.dial(Upstream, addresses, verdict.port)
+        return None
+
+    def _established(self) -> None:
+        back, verdict = self._back, self.verdict
+        assert verdict is not None  # noqa: S101 - for the type checker
+        if back is not None:
+            if back.gone:
+                self._fail(Reason.UPSTREAM_UNREACHABLE)
+                return
+            back.watcher = self
+        self._phase = HELLO
+        self.deadline = self._door.now + self._door.hello_s
+        self._transport.write(ESTABLISHED)
+        self._transport.resume_reading()
+        if verdict.facts.protocol == "tcp":
+            self._relay()
+        elif back is not None and back.early:
+            self.upstream_spoke()
+        elif self._buffer:
+            self._read_hello()
+
+    # After the 200
+
+    def _read_hello(self) -> None:
+        verdict = self.verdict
+        assert verdict is not None  # noqa: S101 - for the type checker
+        try:
+            hello = read_hello(self._buffer, self._door.bounds.hello_bytes)
+        except NotTLSError:
+            self._not_tls(verdict)
+            return
+        except HelloError:
+            self._fail(Reason.MALFORMED_REQUEST)
+            return
+        if hello is None:
+            return
+        if verdict.facts.protocol != "tls":
+            self._fail(Reason.PROTOCOL_NOT_ALLOWED)
+        elif self._names_agree(verdict, hello):
+            if _inspected(verdict):
+                self._inspect(verdict, hello.sni)
+            else:
+                self._relay()
+
+    def _names_agree(self, verdict: Verdict, hello: Hello) -> bool:
+        """Whether the hello names the destination that was allowed; refuses if not."""
+        if hello.sni is None:
+            # RFC 6066, 3: an address is never sent as a server name, so its absence is the expected form.
+            if is_address(verdict.host):
+                return True
+            self._fail(Reason.MISDIRECTED_REQUEST)
+            return False
+        if hello.sni.lower() == verdict.host:
+            return True
+        again = self._door.guard.judge(verdict.facts._replace(names=(*verdict.facts.names, hello.sni)))
+        if not again.allow:
+            self._fail(again.reason or Reason.MISDIRECTED_REQUEST)
+        return again.allow
+
+    def upstream_spoke(self) -> None:
+        """The server spoke first, which TLS never does."""
+        if self._phase == HELLO and self.verdict is not None:
+            self._opaque(self.verdict)
+
+    def upstream_left(self) -> None:
+        """The upstream ended before the client said anything."""
+        if self._phase == HELLO:
+            self._finish("upstream_lost")
+
+    def _not_tls(self, verdict: Verdict) -> None:
+        """Bytes that are not TLS: plain HTTP or anything else, each only where a rule allows it."""
+        buffer = self._buffer
+        if not buffer[:1].isalpha() or buffer.startswith(HTTP2_PREFACE):
+            self._opaque(verdict)
+        elif HTTP2_PREFACE.startswith(buffer):
+            return  # too few bytes to tell POST from the preface of HTTP/2
+        elif verdict.facts.protocol == "http":
+            self._inspect(verdict, None)
+        elif (other := self._switch(verdict, "http")) is not None:
+            self._inspect(other, None)
+        elif self._phase == HELLO:
+            self._opaque(verdict)
+
+    def _opaque(self, verdict: Verdict) -> None:
+        if self._back is not None and self._switch(verdict, "tcp") is not None:
+            self._relay()
+        elif self._phase == HELLO:
+            self._fail(Reason.OPAQUE_TUNNEL)
+
+    def _switch(self, verdict: Verdict, protocol: Protocol) -> Verdict | None:
+        """The settled allow for another protocol than the one assumed; None if there is none."""
+        guard = self._door.guard
+        again = guard.judge(verdict.facts._replace(protocol=protocol))
+        if not again.allow or (protocol == "tcp" and _inspected(again)) or self._address is None:
+            return None
+        again = guard.admit(again, (self._address,))
+        if not again.allow:
+            return None
+        guard.finish(verdict, sent=0, received=0, why="protocol_changed")
+        self._settled = False
+        again = guard.settle(again)
+        self.verdict = again
+        self.until = again.until
+        if not again.allow:
+            self._close_refused(again)
+            return None
+        self._settled = True
+        return again
+
+    def _relay(self) -> None:
+        """The tunnel lane takes over."""
+        door, back, verdict, key = self._door, self._back, self.verdict, self._key
+        assert back is not None and verdict is not None and key is not None  # noqa: PT018, S101 - for the type checker
+        data, early = self._buffer, back.early
+        back.watcher = None
+        self._back = self._key = None
+        self._leave()
+        tunnel = Tunnel(verdict, key, self._transport, back.transport, door.now, door.tunnel_done)
+        door.tunnels.add(tunnel)
+        door.opened(tunnel)
+        tunnel.start(data, early, door.bounds.relay_bytes)
+
+    def _inspect(self, verdict: Verdict, sni: str | None) -> None:
+        """The mitmproxy lane takes over."""
+        address = self._address
+        assert address is not None  # noqa: S101 - for the type checker
+        facts = verdict.facts
+        passage = Passage(self._id, facts.client, verdict.host, verdict.port, sni.lower() if sni else None)
+        self._hand_over(passage, verdict, (address, verdict.port))
+
+    def _hand_over(
+        self, passage: Passage, verdict: Verdict | None, destination: tuple[str, int] | None
+    ) -> None:
+        door, data, key = self._door, self._buffer, self._key
+        assert key is not None  # noqa: S101 - for the type checker
+        self._key = None
+        self._leave()
+        Handover(door, self._instance, self._transport, data, Handed(passage, verdict, destination, key))
+
+
+def _inspected(verdict: Verdict) -> bool:
+    """Plain HTTP is always inspected: inside it a Host field could name somebody else."""
+    return verdict.lane is Lane.INSPECT or verdict.facts.protocol == "http"
