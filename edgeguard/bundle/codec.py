@@ -7,7 +7,7 @@ implementations of the library never see input on which they differ. Wire format
 specification, https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgpack
@@ -84,14 +84,15 @@ def decode(data: bytes, limits: Limits, *, canonical: bool = False) -> object:
     return value
 
 
-def _map(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
+def _map(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
+    # The C implementation passes a list, the pure one a generator.
     result: dict[str, object] = {}
     for key, value in pairs:
         if type(key) is not str:
             raise malformed(f"map key of type {type(key).__name__}; only str is accepted")
+        if key in result:
+            raise malformed("duplicate map key")
         result[key] = value
-    if len(result) != len(pairs):
-        raise malformed("duplicate map key")
     return result
 
 
@@ -176,7 +177,7 @@ def _scan(data: bytes, limits: Limits) -> None:
                 left = count
         while not left and outer:
             left = outer.pop()
-        if budget < 0:
+        if budget < 0 and due <= end - position:
             raise Refusal(RefusalCode.TOO_BIG, "would take far more memory than its size warrants")
     if position != end:
         raise malformed("cut short inside a value" if position > end else "bytes after the value")

@@ -44,7 +44,7 @@ def sections(rules=(), **gated):
 
 
 def quorum(*keys, threshold=1):
-    return Quorum(tuple(key.public for key in keys), threshold)
+    return Quorum(tuple(sorted(key.public for key in keys)), threshold)
 
 
 def environment(release=(L1,), head=(H1,), threshold=1, widening=None, head_threshold=1, floor=0, **caps):
