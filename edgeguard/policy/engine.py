@@ -1,0 +1,566 @@
+"""The engine: one question in, one decision out.
+
+    allowed = some allow matches, no deny matches, every matching gate passes, every address is permitted
+
+for every reading of the request (order never matters). `Engine` is immutable apart from a bounded memo of plans
+(`plan.py`), so it may be shared, and a decision depends on nothing but its arguments.
+"""
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv6Network, ip_network
+from typing import Final, NamedTuple
+
+from edgeguard.policy.addresses import WELL_KNOWN, Address, AddressClass, classify, embedded, parse_address
+from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
+from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit, Required
+from edgeguard.policy.flat import Kind
+from edgeguard.policy.names import canonical_ipv6
+from edgeguard.policy.paths import PathError, Query, Segments, check_target, fold, query_readings, readings
+from edgeguard.policy.plan import STAGE_REASON, Plan, Planner
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.regions import overlap
+from edgeguard.policy.request import Request, User
+from edgeguard.policy.tables import ENTRY, FOREVER, Gate, Statement, Tables
+
+MEMO: Final = 8192
+"""Plans kept per generation; two generations live at most."""
+MAX_OVERRIDES: Final = 4
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}\Z")
+_LADDER: Final = {reason: place for place, reason in enumerate(Reason)}
+_NO_QUERY: Final[tuple[Query, ...]] = ((),)
+_STAGES: Final = {
+    PROTOCOL: Reason.PROTOCOL_NOT_ALLOWED,
+    METHOD: Reason.METHOD_NOT_ALLOWED,
+    PATH: Reason.PATH_NOT_ALLOWED,
+}
+
+type Reading = tuple[str, Segments, Segments]
+"""Method, segments, folded segments."""
+
+
+class Refused(NamedTuple):
+    """Why, and which rule; `near` is the allow that got furthest."""
+
+    reason: Reason
+    rule: str | None = None
+    near: str | None = None
+    required: Required | None = None
+
+
+class Engine:
+    """Decides. `tables` are loaded and checked; `nat64` are the NAT64 prefixes of the network."""
+
+    __slots__ = ("_memo", "_old", "planner", "tables")
+
+    def __init__(self, tables: Tables, *, nat64: Sequence[IPv6Network] = (WELL_KNOWN,)) -> None:
+        self.tables = tables
+        self.planner = Planner(tables, nat64)
+        self._memo: dict[tuple[object, ...], Plan] = {}
+        self._old: dict[tuple[object, ...], Plan] = {}
+
+    def decide(self, request: Request, now: float, *, restricted: bool = False) -> Decision:
+        """The verdict at `now` (Unix seconds). `restricted`: only allows that survive offline count.
+
+        Raises nothing for any canonical request; a malformed method or target is a refusal.
+        """
+        client, host, port, protocol, method, target, user, _ = request
+        key = (client, host, port, restricted)
+        plan = self._memo.get(key)
+        if plan is None or not plan.start <= now < plan.end:
+            plan = self._plan(key, now)
+        if method is None and target is None:
+            decision = plan.connect.get(protocol)
+            if decision is None:
+                decision = self._connect(plan, protocol)
+            if not plan.gates:
+                return decision
+            return self._gated_tunnel(plan, decision, protocol, user, now)
+        return self._request(plan, request, now)
+
+    def plan(self, request: Request, now: float, *, restricted: bool = False) -> Plan:
+        """The residual policy for the request's destination."""
+        key = (request.client, request.host, request.port, restricted)
+        plan = self._memo.get(key)
+        return plan if plan is not None and plan.start <= now < plan.end else self._plan(key, now)
+
+    def _plan(self, key: tuple[object, ...], now: float) -> Plan:
+        plan = self._old.get(key)
+        if plan is None or not plan.start <= now < plan.end:
+            plan = self.planner.build(key[0], key[1], key[2], now, key[3])  # type: ignore[arg-type]
+        if len(self._memo) >= MEMO:
+            self._old, self._memo = self._memo, {}
+        self._memo[key] = plan
+        return plan
+
+    # a connection of which only the destination is known
+
+    def _connect(self, plan: Plan, protocol: str) -> Decision:
+        """Whether anything on such a connection could be allowed, and which lane has to look further."""
+        until = plan.end if plan.end != FOREVER else None
+        allows = [a for a in plan.allows if a.cond.opens(protocol, plan.port)]
+        refused = (
+            self._early(plan)
+            or self._denied(plan, protocol)
+            or self._no_allow(plan, protocol, allows)
+            or self._address(plan, [a.id for a in allows])
+        )
+        if refused is not None:
+            would = [("would_allow", a.id) for a in plan.report_allows if a.cond.opens(protocol, plan.port)]
+            decision = _refusal(refused, self._lane(plan, protocol, allows), tuple(would), until)
+        else:
+            names = [a.id for a in allows]
+            would = [("would_deny", d.id) for d in plan.report_denies if d.cond.certain(protocol, plan.port)]
+            if not allows and plan.learn is not None:
+                would.append(("would_deny", plan.learn))
+            free = next((a for a in allows if a.cond.free(protocol, plan.port)), None)
+            rule = free.id if free is not None else names[0] if names else plan.learn
+            decision = Decision(
+                True,
+                None,
+                rule,
+                self._lane(plan, protocol, allows),
+                None,
+                tuple(would),
+                self._limits(plan, protocol, rule or "", names, None, (), _NO_QUERY),
+                None,
+                _networks(allows),
+                until,
+            )
+        plan.connect[protocol] = decision
+        return decision
+
+    @staticmethod
+    def _early(plan: Plan) -> Refused | None:
+        if plan.quarantine is not None:
+            return Refused(Reason.QUARANTINED, plan.quarantine)
+        if plan.lost and not plan.allows:
+            return Refused(Reason.POLICY_RESTRICTED, None, plan.lost[0].id)
+        if plan.unknown:
+            return Refused(Reason.CLIENT_UNKNOWN, None, plan.near)
+        if plan.hard is not None:
+            return Refused(Reason.DENIED_BY_RULE, plan.hard)
+        return None
+
+    @staticmethod
+    def _denied(plan: Plan, protocol: str) -> Refused | None:
+        """A deny that whatever is inside cannot escape. Opaque bytes cannot be looked into: there, any deny may be meant."""
+        for deny in plan.denies:
+            cond = deny.cond
+            if (
+                cond.may_touch(protocol, plan.port)
+                if protocol == "tcp"
+                else cond.certain(protocol, plan.port) and deny.id not in plan.lifts
+            ):
+                return Refused(Reason.DENIED_BY_RULE, deny.id)
+        return None
+
+    @staticmethod
+    def _no_allow(plan: Plan, protocol: str, allows: list[Statement]) -> Refused | None:
+        if allows or plan.learn is not None:
+            return None
+        if not plan.allows:
+            return Refused(STAGE_REASON[plan.stage], None, plan.near)
+        reason = Reason.OPAQUE_TUNNEL if protocol == "tcp" else Reason.PROTOCOL_NOT_ALLOWED
+        return Refused(reason, None, plan.allows[0].id)
+
+    @staticmethod
+    def _address(plan: Plan, granting: Sequence[str]) -> Refused | None:
+        if plan.never or (plan.address is not None and not plan.address.intersection(granting)):
+            return Refused(Reason.ADDRESS_NOT_ALLOWED)
+        return None
+
+    @staticmethod
+    def _lane(plan: Plan, protocol: str, allows: list[Statement]) -> Lane:
+        if protocol == "tcp":
+            return Lane.TUNNEL
+        named = [
+            s.tls
+            for group in (allows, plan.denies, plan.report_allows, plan.report_denies)
+            for s in group
+            if s.tls is not None
+        ]
+        if "inspect" in named:
+            return Lane.INSPECT
+        if "passthrough" in named and any(a.tls == "passthrough" for a in allows):
+            return Lane.TUNNEL
+        port = plan.port
+        if plan.learn is None and not any(a.cond.free(protocol, port) for a in allows):
+            return Lane.INSPECT
+        if any(d.cond.may_touch(protocol, port) for d in plan.denies) or any(
+            g.cond.may_touch(protocol, port) for g in plan.gates
+        ):
+            return Lane.INSPECT
+        names = {a.id for a in allows}
+        for statement, hit in plan.limits:
+            if (
+                hit is None
+                or not hit.enforced
+                or hit.unit != "requests"
+                or not statement.cond.may_touch(protocol, port)
+            ):
+                continue
+            rules = statement.limit.rules if statement.limit is not None else None
+            if rules is None or rules & names:
+                return Lane.INSPECT
+        return Lane.TUNNEL
+
+    def _gated_tunnel(
+        self, plan: Plan, decision: Decision, protocol: str, user: User | None, now: float
+    ) -> Decision:
+        """Gates on a connection that stays closed are judged once, here, method and path taken as matching."""
+        if not decision.allow or decision.lane is Lane.INSPECT or not plan.gates:
+            return decision
+        gates = [g for g in plan.gates if g.cond.may_touch(protocol, plan.port)]
+        refused = self._gates(gates, user, now)
+        if refused is not None:
+            return _refusal(refused, decision.lane, (), _until(plan, user, now))
+        return decision._replace(until=_until(plan, user, now)) if gates else decision
+
+    # a request of which everything is known
+
+    def _request(self, plan: Plan, request: Request, now: float) -> Decision:
+        _, _, port, protocol, method, target, user, overrides = request
+        lane = Lane.INSPECT
+        until = plan.end if plan.end != FOREVER else None
+        if (
+            method is None
+            or target is None
+            or (method not in _METHODS and not _TOKEN.match(method))
+            or len(overrides) > MAX_OVERRIDES
+        ):
+            return Decision(False, Reason.MALFORMED_REQUEST, None, lane, None, (), (), None, (), until)
+        try:
+            if plan.looks:
+                check_target(target)
+                paths = readings(target)
+                queries = query_readings(target) if "?" in target else _NO_QUERY
+            else:
+                check_target(target)
+                paths, queries = ((),), _NO_QUERY
+        except PathError:
+            return Decision(False, Reason.MALFORMED_REQUEST, None, lane, None, (), (), None, (), until)
+        refused = self._early(plan)
+        if refused is not None:
+            return _refusal(refused, lane, self._would_allow(plan, request, paths, queries), until)
+        methods = (method,) if not overrides else (method, *(o.strip().upper() for o in overrides))
+        granted: str | None = None
+        names: dict[str, None] | None = None
+        every: set[str] | None = None
+        restrictive = plan.denies or plan.gates or plan.limits or plan.report_denies or plan.report_gates
+        if (
+            len(paths) == 1
+            and len(methods) == 1
+            and len(plan.allows) == 1
+            and not plan.denies
+            and plan.learn is None
+        ):
+            allow = plan.allows[0]  # the common case: one allow, one reading
+            reach = allow.cond.reach(protocol, port, method, paths[0], queries)
+            if reach != OK:
+                refused = Refused(_stage_reason(reach, protocol), None, allow.id)
+                if plan.lost:
+                    refused = self._restricted(plan, protocol, methods, paths, queries) or refused
+            else:
+                granted = allow.id
+                names = {granted: None}
+                every = {granted}
+        else:
+            refused, names, every = self._readings(plan, protocol, methods, paths, queries)
+            granted = min(names) if names else plan.learn
+        folded = [fold(path) for path in paths] if restrictive else ()
+        if refused is None:
+            refused = self._address(plan, tuple(every or ()))
+        if refused is None and plan.gates:
+            pairs = [(m, p) for m in methods for p in folded]
+            gates = [
+                g for g in plan.gates if any(g.cond.hits(protocol, port, m, p, queries) for m, p in pairs)
+            ]
+            if gates:
+                refused = self._gates(gates, user, now)
+                until = _until(plan, user, now)
+        if refused is not None:
+            return _refusal(refused, lane, self._would_allow(plan, request, paths, queries), until)
+        if (
+            not (plan.limits or plan.report_denies or plan.report_gates or plan.gates)
+            and plan.learn is None
+            and len(names or ()) == 1
+        ):
+            kept = plan.grants.get(granted or "")
+            if kept is not None:
+                return kept
+        would: list[tuple[str, str]] = []
+        for statement in plan.report_denies:
+            if self._hits(plan, statement, protocol, methods, folded, paths, queries):
+                would.append(("would_deny", statement.id))
+        for statement in plan.report_gates:
+            if any(
+                statement.cond.hits(protocol, port, m, p, queries) for m in methods for p in folded
+            ) and self._gates([statement], user, now):
+                would.append(("would_deny", statement.id))
+        if not names and plan.learn is not None:
+            would.append(("would_deny", plan.learn))
+        limits = self._limits(
+            plan, protocol, granted or "", list(names or ()), methods, folded, queries, paths
+        )
+        resolves = _networks([a for a in plan.allows if a.id in (every or ())])
+        decision = Decision(True, None, granted, lane, None, tuple(would), limits, None, resolves, until)
+        if (
+            not (plan.limits or would or plan.report_denies or plan.report_gates or plan.gates)
+            and plan.learn is None
+            and len(names or ()) == 1
+        ):
+            plan.grants[granted or ""] = decision
+        return decision
+
+    def _readings(
+        self,
+        plan: Plan,
+        protocol: str,
+        methods: Sequence[str],
+        paths: Sequence[Segments],
+        queries: tuple[Query, ...],
+    ) -> tuple[Refused | None, dict[str, None], set[str]]:
+        """AND over all readings. Returns the refusal that comes first on the ladder, the allows that matched, and those that matched always."""
+        folded = [fold(path) for path in paths] if plan.denies else []
+        for deny in plan.denies:
+            if self._hits(plan, deny, protocol, methods, folded, paths, queries):
+                return Refused(Reason.DENIED_BY_RULE, deny.id), {}, set()
+        names: dict[str, None] = {}
+        every = {a.id for a in plan.allows}
+        worst: Refused | None = None
+        for method in methods:
+            for path in paths:
+                reached, near, matched = -1, None, []
+                for allow in plan.allows:
+                    reach = allow.cond.reach(protocol, plan.port, method, path, queries)
+                    if reach == OK:
+                        matched.append(allow.id)
+                    elif reach > reached:
+                        reached, near = reach, allow.id
+                if matched:
+                    names.update(dict.fromkeys(matched))
+                    every.intersection_update(matched)
+                    continue
+                every = set()
+                if plan.learn is not None:
+                    continue
+                reason = _stage_reason(reached, protocol) if plan.allows else STAGE_REASON[plan.stage]
+                refused = Refused(reason, None, near if plan.allows else plan.near)
+                if worst is None or _LADDER[refused.reason] < _LADDER[worst.reason]:
+                    worst = refused
+        if worst is not None:
+            worst = self._restricted(plan, protocol, methods, paths, queries) or worst
+        return worst, names, every
+
+    @staticmethod
+    def _restricted(
+        plan: Plan,
+        protocol: str,
+        methods: Sequence[str],
+        paths: Sequence[Segments],
+        queries: tuple[Query, ...],
+    ) -> Refused | None:
+        """Whether it is the ladder that refuses: an allow matched that does not survive offline."""
+        for allow in plan.lost:
+            if all(
+                allow.cond.reach(protocol, plan.port, m, p, queries) == OK for m in methods for p in paths
+            ):
+                return Refused(Reason.POLICY_RESTRICTED, None, allow.id)
+        return None
+
+    @staticmethod
+    def _hits(
+        plan: Plan, statement: Statement, protocol: str, methods: Sequence[str], folded: Sequence[Segments],
+        paths: Sequence[Segments], queries: tuple[Query, ...],
+    ) -> bool:  # fmt: skip
+        """A restrictive statement matches some reading, and no exception matches every one."""
+        cond = statement.cond
+        if not any(cond.hits(protocol, plan.port, m, p, queries) for m in methods for p in folded):
+            return False
+        lifts = plan.lifts.get(statement.id)
+        return lifts is None or not any(
+            all(lift.lifts(m, p, queries) for m in methods for p in paths) for lift in lifts
+        )
+
+    @staticmethod
+    def _would_allow(
+        plan: Plan, request: Request, paths: Sequence[Segments], queries: tuple[Query, ...]
+    ) -> tuple[tuple[str, str], ...]:
+        if not plan.report_allows or request.method is None:
+            return ()
+        method = request.method
+        return tuple(
+            ("would_allow", a.id)
+            for a in plan.report_allows
+            if all(a.cond.reach(request.protocol, plan.port, method, p, queries) == OK for p in paths)
+        )
+
+    def _gates(self, gates: Sequence[Statement], user: User | None, now: float) -> Refused | None:
+        """The refusal of the gates that match, first on the ladder, then by id."""
+        worst: Refused | None = None
+        for statement in gates:
+            gate = statement.gate
+            assert gate is not None  # noqa: S101 - checked when the statement was made
+            reason = self._gate(gate, user, now)
+            if reason is not None and (worst is None or _LADDER[reason] < _LADDER[worst.reason]):
+                worst = Refused(
+                    reason,
+                    statement.id,
+                    None,
+                    Required(statement.id, gate.age, gate.assurance, gate.legal_ref, gate.legal_demand),
+                )
+        return worst
+
+    def _gate(self, gate: Gate, user: User | None, now: float) -> Reason | None:
+        if user is not None and not user.invalid and user.expires is not None and user.expires <= now:
+            user = None
+        region = None if user is None or user.invalid else user.region
+        if gate.regions is not None and not overlap(region, gate.regions, self.tables.region_groups):
+            return None
+        if user is None:
+            return Reason.AGE_VERIFICATION_REQUIRED
+        if user.invalid:
+            return Reason.AGE_TOKEN_INVALID
+        if user.assurance is None or (gate.assurance is not None and user.assurance < gate.assurance):
+            return Reason.AGE_VERIFICATION_REQUIRED
+        if user.age_at_most is not None and user.age_at_most < gate.age:
+            return Reason.AGE_BELOW_MINIMUM
+        if user.age_at_least is None or user.age_at_least < gate.age:
+            return Reason.AGE_VERIFICATION_REQUIRED
+        return None
+
+    def _limits(
+        self, plan: Plan, protocol: str, rule: str, names: Sequence[str], methods: Sequence[str] | None,
+        folded: Sequence[Segments], queries: tuple[Query, ...], paths: Sequence[Segments] = (),
+    ) -> tuple[LimitHit, ...]:  # fmt: skip
+        """The limits that count this request, or (without methods) this connection."""
+        hits: list[LimitHit] = []
+        for statement, hit in plan.limits:
+            limit = statement.limit
+            if hit is None or limit is None:
+                continue
+            if limit.rules is not None and limit.rules.isdisjoint(names):
+                continue
+            if methods is None:
+                if limit.unit == "requests" or not statement.cond.may_touch(protocol, plan.port):
+                    continue
+            elif limit.unit == "requests":
+                if not self._hits(plan, statement, protocol, methods, folded, paths, queries):
+                    continue
+            elif (
+                limit.unit != "bytes" or protocol != "http" or not statement.cond.touches(protocol, plan.port)
+            ):
+                continue
+            if "\x00" in hit.key:
+                method = "other" if methods is None or methods[0] not in _METHODS else methods[0]
+                hit = hit._replace(key=hit.key.replace("\x00rule", rule).replace("\x00method", method))  # noqa: PLW2901
+            hits.append(hit)
+        return tuple(hits)
+
+    # the addresses behind the name
+
+    def admit(
+        self, request: Request, addresses: Sequence[str], now: float, *, restricted: bool = False
+    ) -> Admission:
+        """Which of the resolved `addresses` (text) may be dialled for a request that `decide` allows.
+
+        Metadata never; other special-purpose space only inside a granting allow's `resolves_to`; never what a deny names.
+        """
+        decision = self.decide(request, now, restricted=restricted)
+        if not decision.allow:
+            return Admission((), decision.reason, decision.rule)
+        networks = [ip_network(text) for text in decision.resolves_to]
+        local = request.host == "localhost" or request.host.endswith(".localhost")
+        kept: dict[str, None] = {}
+        rule: str | None = None
+        for text in addresses:
+            try:
+                address = parse_address(text)
+                kind = classify(str(address), self.planner.nat64)
+            except ValueError:
+                continue
+            rule = None
+            if kind is AddressClass.METADATA or (local and kind is not AddressClass.LOOPBACK):
+                continue
+            if kind is not AddressClass.PUBLIC and not any(
+                address in n for n in networks if n.version == address.version
+            ):
+                continue
+            rule = self._network_refusal(request, address, now, restricted)
+            if rule is None:
+                kept[canonical_ipv6(address) if address.version == 6 else str(address)] = None
+        if kept:
+            return Admission(tuple(kept))
+        return Admission((), Reason.ADDRESS_NOT_ALLOWED, rule)
+
+    def _network_refusal(
+        self, request: Request, address: Address, now: float, restricted: bool
+    ) -> str | None:
+        """The deny or unsatisfied gate whose network holds the address. What is not known yet counts as matching."""
+        planner, found = self.planner, []
+        for table in (self.tables.rules, self.tables.gates):
+            if not table.nets[4] and not table.nets[6]:
+                continue
+            for candidate in (address, *embedded(address, planner.nat64)):
+                for entries, _ in planner.networks(table, candidate, True):
+                    for place in range(0, len(entries), ENTRY):
+                        statement = table.get(entries[place])
+                        if entries[place + 1] <= request.port <= entries[place + 2] and statement.kind in {
+                            Kind.DENY,
+                            Kind.GATE,
+                        }:
+                            found.append(statement)
+        if not found:
+            return None
+        scratch = Plan(request.port)
+        groups = planner.groups_of(request.client)
+        for statement in found:
+            planner._restrict(
+                scratch, statement, request.client, groups, request.host, address, now, restricted
+            )  # noqa: SLF001 - one engine, two files
+        known = request.method is not None and request.target is not None
+        for deny in sorted(scratch.denies, key=lambda s: s.id):
+            if not known and deny.cond.may_touch(request.protocol, request.port):
+                return deny.id
+            if known and self._hits(scratch, deny, request.protocol, *self._parts(request)):
+                return deny.id
+        gates = [g for g in scratch.gates if g.cond.may_touch(request.protocol, request.port)]
+        refused = self._gates(gates, request.user, now)
+        return None if refused is None else refused.rule
+
+    @staticmethod
+    def _parts(request: Request) -> tuple[list[str], list[Segments], tuple[Segments, ...], tuple[Query, ...]]:
+        assert request.method is not None and request.target is not None  # noqa: S101, PT018 - the caller looked
+        paths = readings(request.target)
+        methods = [request.method, *(o.strip().upper() for o in request.overrides)]
+        return methods, [fold(p) for p in paths], paths, query_readings(request.target)
+
+
+def _stage_reason(reach: int, protocol: str) -> Reason:
+    if reach == PROTOCOL and protocol == "tcp":
+        return Reason.OPAQUE_TUNNEL
+    return _STAGES[reach]
+
+
+def _refusal(
+    refused: Refused, lane: Lane, would: tuple[tuple[str, str], ...], until: float | None
+) -> Decision:
+    return Decision(
+        False, refused.reason, refused.rule, lane, refused.near, would, (), refused.required, (), until
+    )
+
+
+def _networks(allows: Sequence[Statement]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(n) for a in allows for n in a.resolves))
+
+
+def _until(plan: Plan, user: User | None, now: float) -> float | None:
+    moments = [plan.end] if plan.end != FOREVER else []
+    if user is not None and user.expires is not None and user.expires > now:
+        moments.append(user.expires)
+    return min(moments, default=None)
+
+
+__all__ = ["Engine", "Refused"]
