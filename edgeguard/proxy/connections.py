@@ -1,0 +1,89 @@
+"""What the addon knows about each open client connection, beside its passage."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from edgeguard.guard import Verdict
+from edgeguard.proxy.clienthello import Hello
+from edgeguard.proxy.passages import Passage
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One settled allow under way: a request with its answer, or a tunnel."""
+
+    id: str
+    verdict: Verdict
+    sent: int = 0
+    """Body bytes from the client."""
+    received: int = 0
+    """Body bytes from the upstream."""
+    answered: bool = False
+    """The head of the answer is on its way to the client."""
+
+    def count_sent(self, data: bytes) -> bytes:
+        self.sent += len(data)
+        return data
+
+    def count_received(self, data: bytes) -> bytes:
+        self.received += len(data)
+        return data
+
+
+@dataclass(slots=True)
+class Connection:
+    """One client connection in the engine."""
+
+    passage: Passage
+    exchanges: dict[str, Exchange] = field(default_factory=dict)
+    tunnel: Exchange | None = None
+    """The CONNECT that the addon itself allowed; None behind the front door."""
+    hello: Hello | None = None
+    """The ClientHello that was just read."""
+    untrusted: str | None = None
+    """What the engine said about the last failed handshake with an upstream."""
+    dialling: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    drain: asyncio.TimerHandle | None = None
+    ending: str | None = None
+    """Why we end it, if we do."""
+
+    def begin(self, ident: str, verdict: Verdict) -> Exchange:
+        exchange = self.exchanges[ident] = Exchange(ident, verdict)
+        return exchange
+
+    def end(self, ident: str) -> Exchange | None:
+        return self.exchanges.pop(ident, None)
+
+
+class Connections:
+    """All open connections by the engine's `client.id`. Empty when the proxy is idle."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: dict[str, Connection] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __getitem__(self, client_id: str) -> Connection:
+        return self._open[client_id]
+
+    def get(self, client_id: str) -> Connection | None:
+        return self._open.get(client_id)
+
+    def open(self, client_id: str, connection: Connection) -> None:
+        self._open[client_id] = connection
+
+    def close(self, client_id: str) -> Connection | None:
+        """Forgets a connection and its timers."""
+        connection = self._open.pop(client_id, None)
+        if connection is not None:
+            for timer in (*connection.dialling.values(), connection.drain):
+                if timer is not None:
+                    timer.cancel()
+        return connection
+
+    def items(self) -> Iterable[tuple[str, Connection]]:
+        return list(self._open.items())
