@@ -1,6 +1,6 @@
 """The state folder of a node: what it has verified, kept so that a restart needs no server.
 
-Each role (`root`, `head`, `bundle`, `marks`, `report`) has at least two slots, and the live one is never
+Each role (`root`, `head`, `bundle`, `marks`, ...) has at least two slots, and the live one is never
 written to. A slot is a file named `<role>.<sequence>.<sha256>`, so its bytes are exactly the bytes that
 were served, while the name carries the order and the checksum and becomes visible in one rename. A slot
 whose bytes do not match its name is damaged; the one before it is used. Roots are all kept, numbered by
@@ -26,12 +26,12 @@ from edgeguard.sync.files import (
     write_durably,
 )
 
-ROLES: Final = ("root", "head", "bundle", "marks", "report")
+ROLES: Final = ("root", "head", "bundle", "marks", "report", "anchor", "profile")
 KEPT: Final = 2
 """Slots kept for each role but root."""
 DEFAULT_CAP: Final = 64 * 1024 * 1024
 """No stored file may be larger (bytes); what a role may weigh is decided when it is verified."""
-_NAME: Final = re.compile(r"(root|head|bundle|marks|report)\.([0-9]{1,19})\.([0-9a-f]{64})")
+_NAME: Final = re.compile(rf"({'|'.join(ROLES)})\.([0-9]{{1,19}})\.([0-9a-f]{{64}})")
 
 
 class StoreError(Exception):

@@ -1,0 +1,209 @@
+"""Keeps a node's policy current, in a thread with an event loop of its own.
+
+Nothing here runs on the traffic's loop, and no deadline depends on it: if this thread stood still, the
+policy in force would still go stale, restricted and closed at the times that its signers wrote down.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from edgeguard.bundle.refusal import Refusal
+from edgeguard.bundle.snapshot import Snapshot
+from edgeguard.settings.model import Settings
+from edgeguard.sync.clock import TrustedClock
+from edgeguard.sync.config import SyncConfig
+from edgeguard.sync.fetch import Fetcher, check_url, full_jitter
+from edgeguard.sync.reconcile import reconcile
+from edgeguard.sync.report import EventKind, SyncEvent
+from edgeguard.sync.store import Store, StoreError
+from edgeguard.sync.update import Cycle, Mirror, OnEvent, OnSnapshot, Updater
+
+logger = logging.getLogger(__name__)
+
+
+class SyncAgent:
+    """Loads, verifies, fetches, persists, hands over.
+
+    Args:
+        settings: The node's settings, or a SyncConfig.
+        root: Bytes of the configured root: the anchor of everything.
+        on_snapshot: Called on the agent's thread with what is now in force (None: nothing). Must be quick.
+        on_event: Called on the agent's thread with everything that happens.
+        clock: The trusted clock; give the same one to whoever decides.
+        enforced: Answers what decisions are made against, so that drift shows. Default: what was handed over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | SyncConfig,
+        root: bytes,
+        on_snapshot: OnSnapshot,
+        on_event: OnEvent | None = None,
+        *,
+        clock: TrustedClock | None = None,
+        enforced: Callable[[], Snapshot | None] | None = None,
+    ) -> None:
+        self.config = settings if isinstance(settings, SyncConfig) else SyncConfig.from_settings(settings)
+        self.clock = clock or TrustedClock()
+        self._root = root
+        self._on_snapshot = on_snapshot
+        self._on_event = on_event or _log
+        self._handed_over: Snapshot | None = None
+        self._enforced = enforced or (lambda: self._handed_over)
+        self._updater: Updater | None = None
+        self._thread: threading.Thread | None = None
+        self._loaded = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake: asyncio.Event | None = None
+        self._cycles = 0
+        self._reachable: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Starts the thread and returns once what is on the disk has been verified and handed over.
+
+        Raises StoreError for a state folder that cannot be used, Refusal for a root that is not one (then
+        nothing is fetched), ValueError for an address of a server that cannot be used.
+        """
+        for url in self.config.urls:
+            check_url(url)
+        store = Store.open(self.config.state_dir)
+        self._updater = Updater(
+            self.config, self._root, store, self.clock, on_snapshot=self._hand_over, on_event=self._on_event
+        )
+        self._thread = threading.Thread(target=self._main, args=(store,), name="edgeguard-sync", daemon=True)
+        self._thread.start()
+        self._loaded.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ends the thread; a crash-safe moment is any moment. Safe to call twice."""
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None and self._thread is not None and self._thread.is_alive():
+            loop.call_soon_threadsafe(task.cancel)
+            self._thread.join(timeout_s)
+
+    def refresh(self) -> None:
+        """Asks the servers now, whatever the agent is waiting for. Callable from any thread."""
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(wake.set)
+
+    def status(self) -> dict[str, object]:
+        """As `Updater.status`, and the servers. Callable from any thread after `start`."""
+        if self._updater is None:
+            raise RuntimeError("the agent has not been started")
+        return {
+            **self._updater.status(),
+            "cycles": self._cycles,
+            "servers": [{"url": url, "last": self._reachable.get(url)} for url in self.config.urls],
+        }
+
+    def _hand_over(self, current: Snapshot | None) -> None:
+        self._on_snapshot(current)
+        self._handed_over = current
+
+    def _main(self, store: Store) -> None:
+        try:
+            asyncio.run(self._run())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            if self._loaded.is_set():
+                # Deadlines close the node without us; the log says why.
+                logger.critical("sync has ended", exc_info=True)
+            else:
+                self._failure = error
+        finally:
+            store.close()
+            self._loaded.set()
+
+    async def _run(self) -> None:
+        updater = self._updater
+        assert updater is not None  # noqa: S101 - `start` made it
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._wake = asyncio.Event()
+        await updater.load()
+        self._loaded.set()
+        async with AsyncExitStack() as stack:
+            mirrors = []
+            for url in self.config.urls:
+                fetcher = Fetcher(
+                    url, self.config.fetch, ca_file=self.config.ca_file, token=self.config.token
+                )
+                mirrors.append(Mirror(await stack.enter_async_context(fetcher)))
+            await self._forever(updater, mirrors, self._wake)
+
+    async def _forever(self, updater: Updater, mirrors: list[Mirror], wake: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        reconciled = loop.time()
+        while True:
+            began = loop.time()
+            delay = self.config.poll_s
+            try:
+                if jump := self.clock.look():
+                    detail = f"the wall clock moved by {jump.by_s:.0f} s"
+                    updater.note(EventKind.CLOCK, "clock_suspect", detail, alarm=True)
+                cycle = await self._cycle(updater, mirrors, wake)
+                failures = 0 if cycle.ok else failures + 1
+                held = loop.time() - began >= min(1.0, self.config.long_poll_s / 2)
+                delay = self._delay(cycle, failures, held=held and bool(self.config.long_poll_s))
+                if began - reconciled >= self.config.reconcile_s or updater.unsaved or not cycle.ok:
+                    reconciled = began
+                    await reconcile(updater, self._enforced(), self._root)
+            except Exception:
+                # This thread must go on; what is in force stays, and its deadlines go on without us.
+                logger.exception("a sync cycle failed")
+                updater.note(EventKind.INTERNAL, "internal_error", "the log says why", alarm=True)
+                failures += 1
+                delay = max(1.0, full_jitter(failures, self.config.backoff_base_s, self.config.backoff_max_s))
+            self._cycles += 1
+            if updater.retry_at is not None:
+                delay = min(delay, max(0.0, updater.retry_at - self.clock.now()))
+            await _sleep(max(delay, self.config.pause_s), wake)
+
+    async def _cycle(self, updater: Updater, mirrors: list[Mirror], wake: asyncio.Event) -> Cycle:
+        """One look at the servers, in order, until one of them has a head that is current."""
+        cycle = Cycle(ok=not mirrors)
+        for mirror in list(mirrors):
+            wait_s = self.config.long_poll_s if mirror is mirrors[0] else 0.0
+            cycle = await updater.refresh(mirror, wait_s=wait_s, interrupt=wake)
+            self._reachable[str(mirror.fetcher.url)] = "ok" if cycle.ok else cycle.code
+            if cycle.ok:
+                mirrors.remove(mirror)
+                mirrors.insert(0, mirror)  # stay with the one that works
+                break
+        return cycle
+
+    def _delay(self, cycle: Cycle, failures: int, *, held: bool) -> float:
+        if not cycle.ok:
+            jittered = full_jitter(failures, self.config.backoff_base_s, self.config.backoff_max_s)
+            return max(cycle.retry_after_s or 0.0, jittered)
+        if self.config.urls and (cycle.changed or held):
+            return self.config.pause_s
+        return self.config.poll_s * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load, hides nothing
+
+
+async def _sleep(delay_s: float, wake: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(delay_s):
+            await wake.wait()
+    except TimeoutError:
+        pass
+    wake.clear()
+
+
+def _log(event: SyncEvent) -> None:
+    level = logging.ERROR if event.alarm else logging.INFO
+    logger.log(level, "%s %s: %s", event.kind, event.code, event.detail)
+
+
+__all__ = ["Refusal", "StoreError", "SyncAgent", "SyncConfig"]

@@ -1,0 +1,474 @@
+"""One node's trust, kept on disk and brought up to date: executes what the state machine asks for.
+
+The order is the point. A document is stored, then the high-water marks are raised, then it takes effect;
+only what tightens (a revocation, a quarantine) takes effect first, since no full disk may hold it up. After
+a crash at any moment the disk holds a state from which `load` arrives at the same policy or a newer one.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Final, NamedTuple
+
+from edgeguard.bundle.documents import BlobRef
+from edgeguard.bundle.refusal import Refusal, RefusalCode
+from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.bundle.trust import (
+    MAX_ROOTS_PER_CYCLE,
+    Activate,
+    BundleOffered,
+    CycleStarted,
+    Event,
+    Fetch,
+    HeadOffered,
+    Marks,
+    RaiseMarks,
+    Refuse,
+    RootOffered,
+    Store,
+    TrustState,
+    snapshot,
+    step,
+)
+from edgeguard.sync.clock import TrustedClock
+from edgeguard.sync.config import SyncConfig
+from edgeguard.sync.fetch import FetchCode, Fetched, Fetcher, FetchError
+from edgeguard.sync.report import EventKind, Report, SyncEvent
+from edgeguard.sync.store import Store as StateStore
+
+logger = logging.getLogger(__name__)
+
+NOT_PERSISTED: Final = "persist_failed"
+REPORT_EVERY_S: Final = 600.0
+
+type OnSnapshot = Callable[[Snapshot | None], None]
+type OnEvent = Callable[[SyncEvent], None]
+
+
+class Mirror:
+    """One server, and what is known of it."""
+
+    __slots__ = ("etag", "fetcher", "polls")
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self.fetcher = fetcher
+        self.etag: str | None = None
+        """Validator of the head in force. Kept only once everything that the head names is in force."""
+        self.polls = 0
+
+
+class Cycle(NamedTuple):
+    """How one look at one server ended."""
+
+    ok: bool
+    """The server showed a current head, and what it names is in force."""
+    changed: bool = False
+    code: str = ""
+    retry_after_s: float | None = None
+    alarm: bool = False
+
+
+class _NotNow(Exception):  # noqa: N818 - ends a cycle that has been reported already
+    def __init__(self, code: str, *, alarm: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(code)
+        self.cycle = Cycle(ok=False, code=code, alarm=alarm, retry_after_s=retry_after_s)
+
+
+class _Early(NamedTuple):
+    """A bundle that is not valid yet."""
+
+    sha256: str
+    data: bytes
+    retry_at: int
+
+
+class Updater:
+    """Owns the trust state of one node. Used by one task at a time; `status` may be read from any thread."""
+
+    def __init__(
+        self,
+        config: SyncConfig,
+        root: bytes,
+        store: StateStore,
+        clock: TrustedClock,
+        *,
+        on_snapshot: OnSnapshot = lambda _snapshot: None,
+        on_event: OnEvent = lambda _event: None,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.clock = clock
+        self.frozen = ""
+        """Why no new bundle is taken; empty: they are. Heads still count, so that quarantine gets through."""
+        self.unsaved = False
+        """What is in force is not wholly on the disk."""
+        self._root = root
+        self._on_snapshot = on_snapshot
+        self._on_event = on_event
+        self._state: TrustState | None = None
+        self._report = Report()
+        self._kept = Report()
+        self._loading = False
+        self._activated = True
+        self._early: _Early | None = None
+        self._last: Refusal | None = None
+
+    @property
+    def state(self) -> TrustState:
+        """Raises RuntimeError before `load`."""
+        if self._state is None:
+            raise RuntimeError("the state has not been loaded")
+        return self._state
+
+    @property
+    def retry_at(self) -> int | None:
+        """When a bundle that is not valid yet becomes so (Unix seconds)."""
+        return self._early.retry_at if self._early else None
+
+    # From the disk
+
+    async def load(self) -> None:
+        """Verifies everything on the disk from the configured root on, and puts it in force.
+
+        Raises Refusal when the configured root is not one: then nothing may be enforced or fetched.
+        """
+        reports, _ = await self.store.read("report")
+        self._report = Report.decode(reports[0].data) if reports else Report()
+        marks = await self._stored_marks()
+        self._state = TrustState.start(
+            self._root,
+            self.config.environment,
+            audience=self.config.audience,
+            marks=marks,
+            floor=self.config.floor,
+        )
+        self.clock.anchor(self.state.marks.newest_signed_time)
+        self._loading = True
+        try:
+            roots = {slot.sequence: slot.data for slot in (await self._intact("root"))}
+            while (version := self.state.root.version + 1) in roots:
+                if await self._offer(RootOffered(roots[version], version, stored=True)) is not None:
+                    break
+                await self._offer(CycleStarted())
+            for slot in await self._intact("head"):
+                if await self._offer(HeadOffered(slot.data, stored=True)) is None:
+                    break
+            for slot in await self._intact("bundle"):
+                if await self._offer(BundleOffered(slot.data, stored=True)) is None:
+                    break
+        finally:
+            self._loading = False
+        self._activate(snapshot(self.state))
+
+    async def _stored_marks(self) -> Marks | None:
+        slots, damaged = await self.store.read("marks")
+        for slot in slots:
+            try:
+                return Marks.decode(slot.data)
+            except Refusal:
+                damaged = (*damaged, slot.name)
+        others, _ = await self.store.read("bundle")
+        if damaged or others:
+            self.note(
+                EventKind.DRIFT,
+                "marks_lost",
+                "the high-water marks are gone; the floor is what is left",
+                alarm=True,
+            )
+        return None
+
+    async def _intact(self, role: str) -> Sequence["_Stored"]:
+        slots, damaged = await self.store.read(role)
+        for name in damaged:
+            self.note(EventKind.DRIFT, "disk_damaged", f"{name} does not match its checksum", alarm=True)
+        return [_Stored(slot.sequence, slot.data) for slot in slots]
+
+    # From a server
+
+    async def refresh(
+        self, mirror: Mirror, *, wait_s: float = 0.0, interrupt: asyncio.Event | None = None
+    ) -> Cycle:
+        """One update cycle against one server. Never raises for anything that the server does.
+
+        With `wait_s` the server may hold the request for the head; `interrupt` ends the waiting.
+        """
+        before = self.state.in_force, self.state.root.version
+        try:
+            await self._offer(CycleStarted())
+            if wait_s <= 0:
+                await self._roots(mirror)
+            head = await self._head(mirror, wait_s, interrupt)
+            if wait_s > 0:
+                await self._roots(mirror)
+            await self._take_head(mirror, head)
+        except FetchError as error:
+            self.note(EventKind.FAILED, str(error.code), f"{mirror.fetcher.url}: {error.detail}")
+            cycle = Cycle(ok=False, code=str(error.code), retry_after_s=error.retry_after_s)
+        except _NotNow as end:
+            cycle = end.cycle
+        else:
+            cycle = self._success()
+        if not cycle.ok:
+            mirror.etag = None
+        await self._keep_report()
+        return cycle._replace(changed=(self.state.in_force, self.state.root.version) != before)
+
+    def _success(self) -> Cycle:
+        now, head = self.clock.now(), self.state.head
+        if not self._activated:
+            return Cycle(ok=False, code="activation_failed", alarm=True)
+        if head is None or now >= head.expires_at:
+            self.note(EventKind.FAILED, RefusalCode.FREEZE, "the server has no head that is current")
+            return Cycle(ok=False, code=RefusalCode.FREEZE)
+        if self._report.last_failure is not None:
+            self.note(EventKind.RECOVERED, "ok", f"after: {self._report.last_failure.code}")
+        self._report = self._report.succeeding(now)
+        return Cycle(ok=True)
+
+    async def _roots(self, mirror: Mirror) -> None:
+        for _ in range(MAX_ROOTS_PER_CYCLE + 1):
+            version = self.state.root.version + 1
+            try:
+                fetched = await mirror.fetcher.get(f"root/{version}.root", self.config.root_bytes)
+            except FetchError as error:
+                if error.code is FetchCode.MISSING:
+                    return
+                raise
+            await self._require(RootOffered(_body(fetched), version))
+
+    async def _head(self, mirror: Mirror, wait_s: float, interrupt: asyncio.Event | None) -> Fetched:
+        path, cap = f"{self.config.environment}/head", self.config.head_bytes
+        mirror.polls += 1
+        if mirror.polls % self.config.full_every == 0 or self.state.head is None:
+            mirror.etag = None
+        if mirror.etag is None:
+            return await mirror.fetcher.get(path, cap)
+        if wait_s <= 0 or interrupt is None:
+            return await mirror.fetcher.get(path, cap, etag=mirror.etag, wait_s=wait_s)
+        loop = asyncio.get_running_loop()
+        held = loop.create_task(mirror.fetcher.get(path, cap, etag=mirror.etag, wait_s=wait_s))
+        stopper = loop.create_task(interrupt.wait())
+        try:
+            await asyncio.wait({held, stopper}, return_when=asyncio.FIRST_COMPLETED)
+            if held.done():
+                return held.result()
+        finally:
+            for task in (held, stopper):
+                task.cancel()
+            await asyncio.gather(held, stopper, return_exceptions=True)
+        return await mirror.fetcher.get(path, cap, etag=mirror.etag)
+
+    async def _take_head(self, mirror: Mirror, fetched: Fetched) -> None:
+        if fetched.data is None and self.state.head is None:  # a new root came in between, and the head fell
+            fetched = await mirror.fetcher.get(f"{self.config.environment}/head", self.config.head_bytes)
+        # A 304 says that what we hold is current: its members may still be missing.
+        data = self.state.head_bytes if fetched.data is None else fetched.data
+        for member in await self._require(HeadOffered(data)):
+            await self._take_bundle(mirror, member.ref)
+        head, current = self.state.head, self.state.in_force
+        if head is None or current is None or head.bundle.sha256 != current.sha256:
+            raise _NotNow("frozen" if self.frozen else "bundle_refused")
+        mirror.etag = None if fetched.doubtful else fetched.etag
+
+    async def _take_bundle(self, mirror: Mirror, ref: BlobRef) -> None:
+        if self.frozen:
+            return
+        early = self._early
+        if early is not None and early.sha256 == ref.sha256:
+            if self.clock.now() < early.retry_at:
+                raise _NotNow(RefusalCode.NOT_BEFORE)
+            data = early.data
+        else:
+            if ref.length > self.config.bundle_bytes:
+                detail = f"a bundle of {ref.length} bytes, sync.bundle_bytes is {self.config.bundle_bytes}"
+                self.note(EventKind.REFUSED, RefusalCode.TOO_BIG, detail)
+                raise _NotNow(RefusalCode.TOO_BIG)
+            fetched = await mirror.fetcher.get(f"blobs/{ref.sha256}", ref.length, exact=True)
+            data = _body(fetched)
+        self._early = None
+        try:
+            await self._require(BundleOffered(data))
+        except _NotNow as end:
+            refusal = self._last
+            if (
+                end.cycle.code == RefusalCode.NOT_BEFORE
+                and refusal is not None
+                and refusal.retry_at is not None
+            ):
+                self._early = _Early(ref.sha256, data, refusal.retry_at)
+            raise
+
+    # Events and effects
+
+    async def _require(self, event: Event) -> list[Fetch]:
+        wanted: list[Fetch] = []
+        refused = await self._offer(event, wanted)
+        if refused is not None:
+            raise _NotNow(refused.code, alarm=refused.alarm)
+        return wanted
+
+    async def _offer(self, event: Event, wanted: list[Fetch] | None = None) -> SyncEvent | None:
+        """Takes one step and executes its effects; answers what was refused, if anything was."""
+        following, effects = step(self.state, event, self.clock.now())
+        in_force_already = False
+        failure: SyncEvent | None = None
+        for effect in effects:
+            match effect:
+                case Store() | RaiseMarks():
+                    problem = await self._persist(effect)
+                    if problem is None:
+                        continue
+                    self.unsaved = True
+                    failure = self.note(EventKind.NOT_PERSISTED, NOT_PERSISTED, problem)
+                    if not in_force_already:
+                        return failure
+                case Activate(snapshot=current):
+                    in_force_already = True
+                    self._activate(current)
+                case Fetch():
+                    if wanted is not None:
+                        wanted.append(effect)
+                case Refuse(refusal=refusal):
+                    self._last = refusal
+                    failure = self.note(EventKind.REFUSED, refusal.code, refusal.detail, alarm=refusal.alarm)
+        self._state = following
+        self.clock.anchor(following.marks.newest_signed_time)
+        # What tightens holds although it could not be stored; `reconcile` stores it later.
+        return failure if failure is None or failure.kind is EventKind.REFUSED else None
+
+    async def _persist(self, effect: Store | RaiseMarks) -> str | None:
+        if not self.store.writable:
+            return None  # another process owns the folder and keeps it; this one only follows
+        try:
+            if isinstance(effect, RaiseMarks):
+                await self.store.write("marks", effect.marks.encode())
+            else:
+                sequence = effect.version if effect.role == "root" else None
+                await self.store.write(effect.role, effect.data, sequence=sequence)
+        except OSError as error:
+            return f"{self.store.path}: {error.strerror or error}"
+        return None
+
+    async def save(self) -> None:
+        """Writes what is in force to the disk again. Raises OSError."""
+        state = self.state
+        if not self.store.writable:
+            return
+        if state.root_bytes != self._root:
+            await self.store.write("root", state.root_bytes, sequence=state.root.version)
+        if state.head is not None:
+            await self.store.write("head", state.head_bytes)
+        if state.in_force is not None:
+            await self.store.write("bundle", state.in_force.data)
+        await self.store.write("marks", state.marks.encode())
+        self.unsaved = False
+
+    def reactivate(self) -> None:
+        """Puts what is held in force once more."""
+        self._activate(snapshot(self.state))
+
+    def _activate(self, current: Snapshot | None) -> None:
+        if self._loading:
+            return
+        try:
+            self._on_snapshot(current)
+        except Exception:
+            # Whoever enforces could not take it, and still has the old one, whose deadlines go on.
+            logger.exception("a new policy could not be put in force")
+            self._activated = False
+            self.note(EventKind.INTERNAL, "activation_failed", "the log says why", alarm=True)
+            return
+        self._activated = True
+        if current is not None:
+            detail = f"bundle {current.bundle_version} {current.bundle_id} under head {current.head_version}"
+            self.note(EventKind.ACTIVATED, str(current.ladder(self.clock.now())), detail)
+
+    def note(self, kind: EventKind, code: str, detail: str, *, alarm: bool = False) -> SyncEvent:
+        """Reports an event and remembers it for `status`."""
+        event = SyncEvent(kind, str(code), detail, self.clock.now(), alarm)
+        self._report = self._report.noting(event)
+        self._on_event(event)
+        return event
+
+    async def _keep_report(self) -> None:
+        """Keeps the report when it has news; a success alone only every ten minutes, to spare the disk."""
+        now, kept = self._report, self._kept
+        news = now.last_refusal != kept.last_refusal or (now.last_failure is None) != (
+            kept.last_failure is None
+        )
+        if not news and (now.last_success or 0) - (kept.last_success or 0) < REPORT_EVERY_S:
+            return
+        await self.keep_report()
+
+    async def keep_report(self) -> None:
+        """Keeps the report for `status` of another process. A disk that fails is logged only."""
+        if not self.store.writable:
+            return
+        self._kept = self._report
+        try:
+            await self.store.write("report", self._report.encode())
+        except OSError as error:
+            logger.warning("the report of the last cycle could not be kept: %s", error)
+
+    # Status
+
+    def status(self) -> dict[str, object]:
+        """Everything that an operator or a judge asks: plain data, times in Unix seconds."""
+        state, now = self.state, self.clock.now()
+        current = snapshot(state)
+        return {
+            "environment": state.environment,
+            "ladder": str(Ladder.CLOSED if current is None else current.ladder(now)),
+            "root": {
+                "version": state.root.version,
+                "sha256": hashlib.sha256(state.root_bytes).hexdigest(),
+                "expires_at": state.root.expires_at,
+            },
+            "head": None
+            if state.head is None
+            else {
+                "version": state.head.version,
+                "sha256": hashlib.sha256(state.head_bytes).hexdigest(),
+                "issued_at": state.head.issued_at,
+                "expires_at": state.head.expires_at,
+                "quarantine": state.head.quarantine,
+            },
+            "bundle": None
+            if current is None or state.in_force is None
+            else _bundle(current, state.in_force.sha256),
+            "marks": {**asdict(state.marks), "gated": dict(state.marks.gated)},
+            "persisted": not self.unsaved,
+            "writable": self.store.writable,
+            "frozen": self.frozen or None,
+            "clock": self.clock.status(),
+            **self._report.to_data(),
+        }
+
+
+class _Stored(NamedTuple):
+    sequence: int
+    data: bytes
+
+
+def _bundle(current: Snapshot, sha256: str) -> dict[str, object]:
+    return {
+        "version": current.bundle_version,
+        "sha256": sha256,
+        "identity": current.bundle_id,
+        "policy_hash": current.policy_hash,
+        "signers": list(current.signers),
+        "issued_at": current.issued_at,
+        "stale_at": current.stale_at,
+        "restricted_at": current.restricted_at,
+        "closed_at": current.closed_at,
+        "revoked": current.revoked,
+        "quarantined": current.quarantined,
+    }
+
+
+def _body(fetched: Fetched) -> bytes:
+    if fetched.data is None:  # an unconditional request cannot end in a 304: `get` refuses that
+        raise FetchError(FetchCode.NOT_MODIFIED, "304 to a request without a validator")
+    return fetched.data
