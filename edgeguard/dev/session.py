@@ -1,0 +1,130 @@
+"""`edgeguard dev`: workshop, bundle server and proxy in one process, following a policy folder.
+
+The bundle server runs in a thread of its own, so the way of a policy is the production one: published,
+fetched over HTTP, verified, persisted, activated. A mistake in the sources is printed and changes nothing.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+import watchfiles
+
+from edgeguard.dev.workshop import ENVIRONMENT, HEAD_LIFETIME_S, Published, Workshop
+from edgeguard.evidence.record import Record
+from edgeguard.policy.source import PolicyErrors
+from edgeguard.proxy.node import Address, Node, write_authorities
+from edgeguard.server.app import create_app
+from edgeguard.server.run import listen, new_server
+from edgeguard.server.tokens import PublishTokens
+from edgeguard.settings import Settings
+
+DEBOUNCE_MS: Final = 100
+SOURCE_PATTERNS: Final = ("*.yaml", "*.yml")
+
+
+def read_sources(folder: Path) -> dict[str, bytes]:
+    """The policy modules of a folder, by their names. Tests (`tests/`, `*_test.yaml`) are not policy."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for pattern in SOURCE_PATTERNS
+        for file in sorted(folder.glob(pattern))
+        if not file.stem.endswith("_test")
+    }
+
+
+class Session:
+    """One developer's proxy.
+
+    Args:
+        policy: Folder with the sources.
+        state: Folder for keys, repository, authority and decision log; made if missing.
+        address: Where to listen, on loopback.
+        client: Name of the client behind every connection.
+        observe: Called with each slice of decision records.
+        published: Called when a policy has been published.
+        mistaken: Called when the sources have mistakes; the policy in force stays.
+    """
+
+    def __init__(
+        self,
+        policy: Path,
+        state: Path,
+        *,
+        address: str,
+        client: str,
+        observe: Callable[[Sequence[Record]], None],
+        published: Callable[[Published], None],
+        mistaken: Callable[[PolicyErrors], None],
+    ) -> None:
+        self._policy = policy
+        self._state = state
+        self._address = address
+        self._client = client
+        self._observe = observe
+        self._published = published
+        self._mistaken = mistaken
+        self.authorities = state / "authorities.pem"
+
+    async def run(self, ready: Callable[[Address], None]) -> None:
+        """Serves until cancelled. Raises PolicyErrors if the first version of the sources has mistakes."""
+        workshop = Workshop(self._state)
+        await workshop.ensure_root()
+        self._published(await workshop.publish(read_sources(self._policy)))
+        server, url = _serve(workshop)
+        try:
+            node = Node(self._settings(workshop, url), observers=[self._observe])
+            write_authorities(node, self.authorities)
+            async with asyncio.TaskGroup() as tasks:
+                chores = [tasks.create_task(self._follow(workshop)), tasks.create_task(_renew(workshop))]
+                try:
+                    await node.run(ready)
+                finally:
+                    for chore in chores:
+                        chore.cancel()
+        finally:
+            server.should_exit = True
+
+    async def _follow(self, workshop: Workshop) -> None:
+        async for _ in watchfiles.awatch(self._policy, debounce=DEBOUNCE_MS):
+            try:
+                self._published(await workshop.publish(read_sources(self._policy)))
+            except PolicyErrors as errors:
+                self._mistaken(errors)
+
+    def _settings(self, workshop: Workshop, url: str) -> Settings:
+        state = self._state.absolute()
+        return Settings.model_validate(
+            {
+                "environment": ENVIRONMENT,
+                "listen": {"address": self._address},
+                "trust": {"root": workshop.root_file.absolute(), "state_dir": state / "state"},
+                "sync": {"urls": (url,), "poll_s": 1.0},
+                "identity": {"static": self._client},
+                "interception": {"ca_dir": state / "ca"},
+                "evidence": {"log": str(state / "decisions.jsonl")},
+                "admin": {"address": f"unix:{state / 'admin.sock'}"},
+            }
+        )
+
+
+async def _renew(workshop: Workshop) -> None:
+    while True:
+        await asyncio.sleep(HEAD_LIFETIME_S / 2)
+        await workshop.renew_head()
+
+
+def _serve(workshop: Workshop) -> tuple[uvicorn.Server, str]:
+    """The embedded bundle server, on a port that the kernel chooses; takes nothing over the network."""
+    listener = listen("127.0.0.1", 0)
+    server = new_server(create_app(workshop.repository, PublishTokens.parse("")))
+
+    def serve() -> None:
+        with listener:
+            asyncio.run(server.serve(sockets=[listener]))
+
+    threading.Thread(target=serve, name="edgeguard-dev-server", daemon=True).start()
+    return server, f"http://127.0.0.1:{listener.getsockname()[1]}/"

@@ -1,0 +1,233 @@
+"""One node: everything that `edgeguard run` starts, in the order in which it may fail.
+
+What can be wrong (root, state folder, authority, log, a port in use) is found out before the first
+client is accepted. The order of the end is the reverse: stop accepting, let open work finish, write
+the last records.
+"""
+
+import asyncio
+import importlib.metadata
+import ipaddress
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeguard import __version__
+from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.bundle.state import TrustState
+from edgeguard.bundle.testkeys import loopback_only
+from edgeguard.evidence.log import DecisionLog
+from edgeguard.evidence.metrics import Metrics
+from edgeguard.evidence.record import Record
+from edgeguard.guard import Entry, Guard, record_of
+from edgeguard.identity.clients import ClientDirectory
+from edgeguard.identity.tokens import TokenReader
+from edgeguard.limits.process import ProcessLimiter
+from edgeguard.policy.names import canonical_host, split_authority
+from edgeguard.policy.request import User
+from edgeguard.proxy.addon import EdgeguardAddon
+from edgeguard.proxy.admin import AdminServer
+from edgeguard.proxy.authority import Authority, ensure_authority
+from edgeguard.proxy.dial import Dialer
+from edgeguard.proxy.door import Services
+from edgeguard.proxy.frontdoor import EdgeServers
+from edgeguard.proxy.master import EdgeMaster, serve
+from edgeguard.proxy.passages import Passages
+from edgeguard.proxy.resolver import Resolver
+from edgeguard.settings import Settings
+from edgeguard.sync.agent import SyncAgent
+from edgeguard.sync.clock import TrustedClock
+
+logger = logging.getLogger(__name__)
+
+class NodeError(Exception):
+    """The node must not start. The message says why, and how to mend it."""
+
+
+READY_STATES = frozenset({Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED})
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a node listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+class Node:
+    """A proxy process, from its settings to its end.
+
+    Args:
+        settings: The node's configuration.
+        observers: Called with each slice of decision records, in the log's thread.
+
+    Raises:
+        OSError: root or log cannot be opened. Refusal: the root is not one, or does not know the environment.
+        NodeError, AuthorityError: as their messages say.
+    """
+
+    def __init__(
+        self, settings: Settings, *, observers: Sequence[Callable[[Sequence[Record]], None]] = ()
+    ) -> None:
+        self.settings = settings
+        self.clock = TrustedClock()
+        root = settings.trust.root.read_bytes()
+        trust = TrustState.start(
+            root, settings.environment, audience=settings.trust.audience, floor=settings.trust.floor
+        )
+        local_only = loopback_only(trust.root, settings.environment)
+        if local_only is not None and not ipaddress.ip_address(settings.listen.host).is_loopback:
+            raise NodeError(f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}")
+        self.authority: Authority = ensure_authority(settings.interception.ca_dir)
+        self.metrics = Metrics()
+        self.log: DecisionLog[Entry] = DecisionLog(
+            settings.evidence.log,
+            settings.evidence.queue_records,
+            shape=record_of,
+            observers=(self.metrics.observe, *observers),
+            sync_s=settings.evidence.sync_s,
+            paths=settings.evidence.paths == "keep",
+        )
+        bounds = settings.bounds
+        self.guard = Guard(
+            clients=ClientDirectory(settings.identity),
+            limiter=ProcessLimiter(bounds.limit_keys),
+            log=self.log,
+            clock=self.clock.now,
+            essentials=_essentials(settings, trust),
+            tokens=lambda snapshot: TokenReader(
+                snapshot.issuers,
+                max_chars=bounds.token_bytes,
+                cache=bounds.token_cache,
+                region=settings.user.region,
+            ),
+            nobody=User(region=settings.user.region) if settings.user.region else None,
+        )
+        self.sync = SyncAgent(
+            settings, root, self._activate, clock=self.clock, enforced=lambda: self.guard.snapshot
+        )
+        self.started = time.time()
+
+    def _activate(self, snapshot: Snapshot | None) -> None:
+        self.guard.activate(snapshot)
+        self.metrics.activated(snapshot)
+
+    async def run(self, ready: Callable[[Address], None] | None = None) -> None:
+        """Serves until cancelled.
+
+        Raises:
+            ListenError: a port is in use. StoreError, Refusal: the state folder or the root cannot be used.
+        """
+        settings = self.settings
+        await asyncio.to_thread(self.sync.start)
+        self.guard.start()
+        passages = Passages()
+        resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
+        services = Services(self.guard, resolver, Dialer(), passages, settings, self.clock.now)
+        master = EdgeMaster(
+            EdgeguardAddon(self.guard, resolver, passages, settings),
+            settings,
+            self.authority,
+            [f"edge@{settings.listen.address}"],
+            EdgeServers(services),
+        )
+        admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
+        try:
+            await admin.start()
+            try:
+                await serve(master, ready=_first(ready))
+            finally:
+                await admin.stop()
+        finally:
+            self.guard.stop()
+            await asyncio.to_thread(self.sync.stop)
+            await asyncio.to_thread(self.log.close)
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether a verified policy is enforced, and the state or what is wrong."""
+        if self.log.broken:
+            return False, "the decision log cannot be written"
+        ladder = self.guard.ladder()
+        return ladder in READY_STATES, str(ladder)
+
+    def status(self) -> dict[str, object]:
+        """Which policy runs, who signed it, how old it is, and what became of it. Times are Unix seconds."""
+        now = self.clock.now()
+        snapshot = self.guard.snapshot
+        ready, why = self.ready()
+        return {
+            "ready": ready,
+            "why": why,
+            "ladder": str(self.guard.ladder()),
+            "environment": self.settings.environment,
+            **_policy(snapshot, now),
+            "decisions": {
+                "written": self.log.written,
+                "waiting": self.log.waiting,
+                "refused": self.log.refused,
+                "log": self.settings.evidence.log,
+            },
+            "sync": self.sync.status(),
+            "interception": {"fingerprint": self.authority.fingerprint},
+            "process": {
+                "edgeguard": __version__,
+                "mitmproxy": importlib.metadata.version("mitmproxy"),
+                "started_at": self.started,
+                "now": now,
+            },
+        }
+
+
+def _policy(snapshot: Snapshot | None, now: float) -> dict[str, object]:
+    if snapshot is None:
+        return {"bundle": None, "bundle_version": None, "policy_hash": None}
+    return {
+        "bundle": snapshot.bundle_id,
+        "bundle_version": snapshot.bundle_version,
+        "policy_hash": snapshot.policy_hash,
+        "signers": list(snapshot.signers),
+        "head_version": snapshot.head_version,
+        "root_version": snapshot.root_version,
+        "issued_at": snapshot.issued_at,
+        "age_s": round(now - snapshot.issued_at, 3),
+        "staleness_s": round(max(0.0, now - snapshot.stale_at), 3),
+        "stale_at": snapshot.stale_at,
+        "restricted_at": snapshot.restricted_at,
+        "closed_at": snapshot.closed_at,
+    }
+
+
+def _essentials(settings: Settings, trust: TrustState) -> set[tuple[str, int]]:
+    """What the configuration asks to keep reachable, as far as root lists it too."""
+    listed = {_pair(text) for text in trust.root.environments[settings.environment].caps.essentials}
+    wanted = {_pair(text) for text in settings.essentials.hosts}
+    for host, port in sorted(wanted - listed):
+        logger.warning("essentials: %s:%d is not on the root's list and stays closed", host, port)
+    return wanted & listed
+
+
+def _pair(text: str) -> tuple[str, int]:
+    host, port = split_authority(text, None)
+    return canonical_host(host), port
+
+
+def _first(ready: Callable[[Address], None] | None) -> Callable[[list[tuple[str, int]]], None] | None:
+    if ready is None:
+        return None
+    return lambda bound: ready(Address(*bound[0]))
+
+
+def write_authorities(node: Node, target: Path) -> None:
+    """What clients of this node should trust: the configured upstream authorities and its own."""
+    import certifi
+
+    upstream = node.settings.upstream.ca_file or Path(certifi.where())
+    target.write_bytes(upstream.read_bytes().rstrip() + b"\n" + node.authority.certificate_pem)

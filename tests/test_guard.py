@@ -1,0 +1,322 @@
+"""The guard joins everything and fails closed: each part is made to misbehave in turn."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.guard import Entry, Facts, Guard, record_of
+from edgeguard.limits.process import ProcessLimiter
+from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import Client, Request
+
+NOW = 1_000_000.0
+CLIENT = Client("checkout", identified=True)
+HIT = LimitHit("per-client", "checkout", "requests", 2, 60 * 10**9, 2, "process", True)
+SEAT = LimitHit("seats", "checkout", "concurrent_tunnels", 1, 0, 1, "process", True)
+
+
+class FakeEngine:
+    """Allows good.example; everything about it can be replaced."""
+
+    def __init__(self, **decision: object) -> None:
+        self.decision = Decision(allow=True, rule="good", lane=Lane.TUNNEL)._replace(**decision)
+        self.asked: list[tuple[Request, float, bool]] = []
+        self.raises: Exception | None = None
+
+    def decide(self, request: Request, now: float, *, restricted: bool = False) -> Decision:
+        self.asked.append((request, now, restricted))
+        if self.raises:
+            raise self.raises
+        if request.host != "good.example":
+            return Decision(allow=False, reason=Reason.HOST_NOT_ALLOWED)
+        return self.decision
+
+    def admit(
+        self, request: Request, addresses: Sequence[str], now: float, *, restricted: bool = False
+    ) -> Admission:
+        if self.raises:
+            raise self.raises
+        kept = tuple(a for a in addresses if not a.startswith("10."))
+        return Admission(kept, None if kept else Reason.ADDRESS_NOT_ALLOWED)
+
+
+class FakeLog:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.full = False
+
+    def offer(self, entry: Entry) -> bool:
+        if self.full:
+            return False
+        self.entries.append(entry)
+        return True
+
+
+class FakeClients:
+    def identify(self, peer: str | None, proxy_authorization: Sequence[str]) -> Client:
+        return CLIENT
+
+
+def snapshot(engine: FakeEngine, **changes: object) -> Snapshot:
+    values: dict[str, object] = {
+        "engine": engine,
+        "issuers": (),
+        "environment": "test",
+        "bundle_id": "sha256:" + "a" * 64,
+        "policy_hash": "sha256:" + "b" * 64,
+        "bundle_version": 3,
+        "head_version": 5,
+        "root_version": 1,
+        "signers": ("k1",),
+        "issued_at": 0,
+        "not_before": 0,
+        "stale_at": int(NOW) + 100,
+        "restricted_at": int(NOW) + 200,
+        "closed_at": int(NOW) + 300,
+    }
+    return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class Bench:
+    """A guard with everything around it in reach."""
+
+    def __init__(self, engine: FakeEngine | None = None, **guard: object) -> None:
+        self.now = NOW
+        self.ns = 0
+        self.engine = engine or FakeEngine()
+        self.log = FakeLog()
+        self.guard = Guard(
+            clients=FakeClients(),  # type: ignore[arg-type]
+            limiter=ProcessLimiter(100),
+            log=self.log,  # type: ignore[arg-type]
+            clock=lambda: self.now,
+            monotonic_ns=lambda: self.ns,
+            **guard,  # type: ignore[arg-type]
+        )
+
+    def activate(self, **changes: object) -> None:
+        self.guard.activate(snapshot(self.engine, **changes))
+
+
+def facts(host: str = "good.example", port: int = 443, **changes: object) -> Facts:
+    return Facts("c1", CLIENT, host, port)._replace(**changes)
+
+
+def test_nothing_is_allowed_before_a_policy_is_there() -> None:
+    bench = Bench()
+    verdict = bench.guard.judge(facts())
+    assert (verdict.allow, verdict.reason, verdict.ladder) == (False, Reason.POLICY_MISSING, Ladder.CLOSED)
+
+
+@pytest.mark.parametrize("spelling", ["good.example", "GOOD.example", "good.example."])
+def test_hosts_are_judged_in_their_canonical_form(spelling: str) -> None:
+    bench = Bench()
+    bench.activate()
+    assert bench.guard.judge(facts(spelling)).allow
+    assert bench.engine.asked[-1][0].host == "good.example"
+
+
+@pytest.mark.parametrize("host", ["", "good..example", "a b", "good.example\x00.evil", "[[good]]", "x" * 300])
+def test_what_has_no_canonical_form_is_malformed_and_never_judged(host: str) -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.judge(facts(host))
+    assert verdict.reason is Reason.MALFORMED_REQUEST
+    assert not bench.engine.asked
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("good.example",), None),
+        (("GOOD.example.", "good.example:443"), None),
+        (("evil.example",), Reason.MISDIRECTED_REQUEST),
+        (("good.example", "evil.example"), Reason.MISDIRECTED_REQUEST),
+        (("good.example:444",), Reason.MISDIRECTED_REQUEST),
+        (("good.example, evil.example",), Reason.MALFORMED_REQUEST),
+        (("",), Reason.MALFORMED_REQUEST),
+    ],
+)
+def test_every_claimed_name_is_the_authority(names: tuple[str, ...], reason: Reason | None) -> None:
+    bench = Bench()
+    bench.activate()
+    assert bench.guard.judge(facts(names=names)).reason is reason
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ladder", "reason", "restricted"),
+    [
+        (0, Ladder.FRESH, None, False),
+        (99.99, Ladder.FRESH, None, False),
+        (100, Ladder.STALE, None, False),
+        (200, Ladder.RESTRICTED, None, True),
+        (300, Ladder.CLOSED, Reason.POLICY_EXPIRED, None),
+    ],
+)
+def test_every_decision_compares_the_deadlines(
+    seconds: float, ladder: Ladder, reason: Reason | None, restricted: bool | None
+) -> None:
+    bench = Bench()
+    bench.activate()
+    bench.now = NOW + seconds
+    verdict = bench.guard.judge(facts())
+    assert (verdict.ladder, verdict.reason) == (ladder, reason)
+    assert verdict.staleness_s == max(0.0, seconds - 100)
+    if restricted is None:
+        assert not bench.engine.asked
+    else:
+        assert bench.engine.asked[-1][2] is restricted
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"revoked": True}, Reason.POLICY_REVOKED), ({"quarantined": True}, Reason.QUARANTINED)],
+)
+def test_revocation_and_quarantine_leave_only_the_essentials(
+    changes: dict[str, object], reason: Reason
+) -> None:
+    bench = Bench(essentials={("vault.example", 443)})
+    bench.activate(**changes)
+    assert bench.guard.judge(facts()).reason is reason
+    essential = bench.guard.judge(facts("vault.example"))
+    assert essential.allow
+    assert bench.guard.admit(essential, ["93.184.216.34"]).allow
+    for address in ("169.254.169.254", "127.0.0.1", "::ffff:169.254.169.254", "224.0.0.1"):
+        assert bench.guard.admit(essential, [address]).reason is Reason.ADDRESS_NOT_ALLOWED
+
+
+def test_essentials_are_not_a_policy() -> None:
+    bench = Bench(essentials={("vault.example", 443)})
+    bench.activate()
+    assert bench.guard.judge(facts("vault.example")).reason is Reason.HOST_NOT_ALLOWED
+
+
+def test_an_exception_while_deciding_denies() -> None:
+    bench = Bench()
+    bench.activate()
+    bench.engine.raises = RuntimeError("boom")
+    assert bench.guard.judge(facts()).reason is Reason.INTERNAL_ERROR
+
+
+def test_an_exception_while_admitting_denies() -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.judge(facts())
+    bench.engine.raises = RuntimeError("boom")
+    assert bench.guard.admit(verdict, ["192.0.2.1"]).reason is Reason.INTERNAL_ERROR
+
+
+def test_an_exception_while_settling_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.judge(facts())
+
+    def broken(entry: Entry) -> bool:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(bench.log, "offer", broken)
+    assert bench.guard.settle(verdict).reason is Reason.INTERNAL_ERROR
+
+
+def test_admit_keeps_the_order_and_drops_what_is_forbidden() -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.admit(bench.guard.judge(facts()), ["10.0.0.1", "192.0.2.2", "192.0.2.1"])
+    assert verdict.addresses == ("192.0.2.2", "192.0.2.1")
+    refused = bench.guard.admit(bench.guard.judge(facts()), ["10.0.0.1"])
+    assert (refused.reason, refused.addresses) == (Reason.ADDRESS_NOT_ALLOWED, ())
+    nowhere = bench.guard.admit(bench.guard.judge(facts()), [])
+    assert nowhere.reason is Reason.ADDRESS_NOT_ALLOWED
+
+
+def test_a_full_log_refuses_new_work_and_gives_the_seat_back() -> None:
+    bench = Bench(FakeEngine(limits=(SEAT,)))
+    bench.activate()
+    bench.log.full = True
+    for _ in range(3):
+        verdict = bench.guard.settle(bench.guard.judge(facts()))
+        assert (verdict.allow, verdict.reason) == (False, Reason.CAPACITY_EXCEEDED)
+    bench.log.full = False
+    assert bench.guard.settle(bench.guard.judge(facts())).allow
+
+
+def test_limits_are_charged_where_they_belong() -> None:
+    bench = Bench(FakeEngine(limits=(HIT,)))
+    bench.activate()
+    for _ in range(5):
+        assert bench.guard.settle(bench.guard.judge(facts())).allow, "CONNECT is not a request"
+    request = facts(method="GET", target="/")
+    assert [bench.guard.settle(bench.guard.judge(request)).reason for _ in range(3)] == [
+        None,
+        None,
+        Reason.RATE_LIMITED,
+    ]
+    refused = bench.guard.settle(bench.guard.judge(request))
+    assert refused.rule == "per-client"
+    assert refused.retry_after_s == pytest.approx(30, abs=0.1)
+    bench.ns = 31 * 10**9
+    assert bench.guard.settle(bench.guard.judge(request)).allow
+
+
+def test_a_seat_is_free_again_after_finish_or_refuse() -> None:
+    bench = Bench(FakeEngine(limits=(SEAT,)))
+    bench.activate()
+    first = bench.guard.settle(bench.guard.judge(facts()))
+    assert bench.guard.settle(bench.guard.judge(facts())).reason is Reason.RATE_LIMITED
+    bench.guard.finish(first, sent=1, received=2, why="closed")
+    second = bench.guard.settle(bench.guard.judge(facts()))
+    assert second.allow
+    assert bench.guard.refuse(second, Reason.MISDIRECTED_REQUEST).reason is Reason.MISDIRECTED_REQUEST
+    assert bench.guard.settle(bench.guard.judge(facts())).allow
+
+
+def test_each_settled_verdict_is_one_record_with_what_a_replay_needs() -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.settle(
+        bench.guard.judge(facts(method="GET", target="/a?token=secret", names=("good.example",)))
+    )
+    record = record_of(bench.log.entries[0])
+    assert (record.id, record.kind, record.verdict, record.rule) == (verdict.id, "request", "allow", "good")
+    assert (record.host, record.port, record.method, record.path) == ("good.example", 443, "GET", "/a")
+    assert record.query_keys == ("token",)
+    assert (record.bundle, record.bundle_version, record.ladder) == (
+        verdict.bundle_id,
+        3,
+        Ladder.FRESH,
+    )
+    assert "secret" not in repr(record)
+
+
+def test_ids_are_unique() -> None:
+    bench = Bench()
+    assert len({bench.guard.judge(facts()).id for _ in range(1000)}) == 1000
+
+
+def test_rejudging_uses_what_is_in_force_now() -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.admit(bench.guard.judge(facts()), ["192.0.2.1"])
+    assert bench.guard.rejudge(verdict).allow
+    bench.engine.decision = Decision(allow=False, reason=Reason.DENIED_BY_RULE)
+    assert bench.guard.rejudge(verdict).reason is Reason.DENIED_BY_RULE
+    bench.guard.activate(None)
+    assert bench.guard.rejudge(verdict).reason is Reason.POLICY_MISSING
+
+
+async def test_subscribers_hear_of_changes_and_of_deadlines() -> None:
+    bench = Bench()
+    heard: list[Ladder] = []
+    bench.guard.subscribe(lambda: 1 / 0)  # one broken subscriber does not silence the others
+    bench.guard.subscribe(lambda: heard.append(bench.guard.ladder()))
+    bench.guard.start()
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    bench.guard._clock = lambda: NOW + loop.time() - start
+    bench.guard.activate(snapshot(bench.engine, stale_at=NOW + 0.05, restricted_at=NOW + 0.1, closed_at=NOW + 0.15))  # type: ignore[arg-type]
+    await asyncio.sleep(0.3)
+    bench.guard.stop()
+    assert heard == [Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED, Ladder.CLOSED]
