@@ -282,10 +282,6 @@ class User(Section):
     """Header that carries the token. It and its spellings (`_` and `.` for `-`) never reach the upstream."""
     region: str = ""
     """Region of people whose token names none, like `DE` or `US-TX`. Empty: unknown."""
-    leeway_s: Annotated[float, Field(ge=0, le=300)] = 30.0
-    """How far the issuer's clock may be off."""
-    max_lifetime_s: Seconds = 3600.0
-    """A token that is still valid for longer than this is refused."""
 
 
 class Resolver(Section):
