@@ -139,12 +139,15 @@ class Verdict(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is offered to the decision log: cheap to make, shaped into a record by `record_of` elsewhere."""
+    """What is offered to the decision log: cheap to make, shaped into a record in the log's own thread."""
 
     verdict: Verdict
     sent: int | None = None
     received: int | None = None
     why: str | None = None
+
+    def __call__(self) -> Record:
+        return record_of(self)
 
 
 class _InForce(NamedTuple):
@@ -160,7 +163,7 @@ class Guard:
     Args:
         clients: Who owns a connection.
         limiter: Rate limits of this process.
-        log: Takes decisions (`DecisionLog(..., shape=record_of)`); when it cannot, new work is refused.
+        log: Takes decisions; when it cannot, new work is refused.
         clock: Trusted time in Unix seconds (`sync/clock.py`).
         essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
             the local configuration within root's list.
@@ -174,7 +177,7 @@ class Guard:
         *,
         clients: ClientDirectory,
         limiter: ProcessLimiter,
-        log: DecisionLog[Entry],
+        log: DecisionLog,
         clock: Callable[[], float] = time.time,
         essentials: Collection[tuple[str, int]] = frozenset(),
         tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),

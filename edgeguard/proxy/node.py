@@ -21,7 +21,7 @@ from edgeguard.bundle.testkeys import loopback_only
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.metrics import Metrics
 from edgeguard.evidence.record import Record
-from edgeguard.guard import Entry, Guard, record_of
+from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import ProcessLimiter
@@ -88,10 +88,9 @@ class Node:
             raise NodeError(f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}")
         self.authority: Authority = ensure_authority(settings.interception.ca_dir)
         self.metrics = Metrics()
-        self.log: DecisionLog[Entry] = DecisionLog(
+        self.log = DecisionLog(
             settings.evidence.log,
             settings.evidence.queue_records,
-            shape=record_of,
             observers=(self.metrics.observe, *observers),
             sync_s=settings.evidence.sync_s,
             paths=settings.evidence.paths == "keep",
