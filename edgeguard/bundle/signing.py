@@ -1,0 +1,210 @@
+"""What the signing tools do with documents, without their files: choose, renew, describe."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from edgeguard.bundle import build
+from edgeguard.bundle.documents import (
+    BlobRef,
+    Bundle,
+    Environment,
+    Head,
+    Kind,
+    Quorum,
+    Root,
+    check_type,
+    media_type,
+)
+from edgeguard.bundle.envelope import Envelope, identity, seal, sign
+from edgeguard.bundle.keys import Signer
+from edgeguard.bundle.refusal import Refusal, RefusalCode
+from edgeguard.bundle.testkeys import is_published
+
+
+class Candidate(NamedTuple):
+    """A bundle that a head could name."""
+
+    ref: BlobRef
+    bundle: Bundle
+    gated: Mapping[str, str]
+    signatures: int
+    """By distinct release keys."""
+
+
+def unsigned(kind: Kind, environment: str, payload: bytes) -> bytes:
+    """An envelope without signatures: what `build` tools write and `sign` tools fill."""
+    return Envelope(media_type(kind, environment), payload, ()).encode()
+
+
+def add_signatures(data: bytes, signers: Iterable[Signer]) -> bytes:
+    """The same envelope, signed by `signers` too. Raises Refusal if it is not an envelope."""
+    envelope = Envelope.parse(data)
+    return envelope.merged(sign(envelope.type, envelope.payload, signer) for signer in signers).encode()
+
+
+def merge(envelopes: Sequence[bytes]) -> bytes:
+    """One envelope with the signatures of all, which signers made apart from each other.
+
+    Raises:
+        Refusal: they are not the same document.
+    """
+    first, *others = [Envelope.parse(data) for data in envelopes]
+    for other in others:
+        if (other.type, other.payload) != (first.type, first.payload):
+            raise Refusal(RefusalCode.HASH_MISMATCH, "these are signatures of different documents")
+        first = first.merged(other.signatures)
+    return first.encode()
+
+
+def parse_root(data: bytes) -> Root:
+    """A root that meets its own threshold. Raises Refusal."""
+    envelope = Envelope.parse(data)
+    check_type(envelope.type, Kind.ROOT)
+    root = Root.parse(envelope.payload)
+    envelope.verify(*root.root)
+    return root
+
+
+def candidate(data: bytes, sha256: str, environment: str, policy: Environment) -> Candidate:
+    """A bundle envelope that the release keys signed. Raises Refusal.
+
+    `sha256` is the hexadecimal hash of `data`.
+    """
+    envelope = Envelope.parse(data)
+    check_type(envelope.type, Kind.BUNDLE, environment)
+    signers = envelope.verify(*policy.release)
+    bundle = Bundle.parse(envelope.payload)
+    if bundle.environment != environment:
+        raise Refusal(RefusalCode.ENV, f"a bundle of {bundle.environment!r}")
+    ref = BlobRef(bundle.version, sha256, len(data))
+    return Candidate(ref, bundle, build.gated_hashes(bundle.policy), len(signers))
+
+
+def choose(
+    candidates: Iterable[Candidate], policy: Environment, now: float, named: Candidate | None = None
+) -> Candidate | None:
+    """The bundle that a head should name: the highest version that nodes will accept now.
+
+    `named` is the one that the head names so far: a bundle with fewer signatures than the widening
+    quorum follows it only with the same gated sections, as in every node.
+    """
+    best = named
+    for item in candidates:
+        if not item.bundle.not_before <= now < item.bundle.expires_at:
+            continue
+        if item.signatures < policy.widening and (named is None or item.gated != named.gated):
+            continue
+        if best is None or (item.ref.version, item.signatures) > (best.ref.version, best.signatures):
+            best = item
+    return best
+
+
+def next_head(
+    previous: Head | None,
+    named: BlobRef,
+    environment: str,
+    now: int,
+    lifetime_s: int,
+    *,
+    quarantine: bool = False,
+) -> Head:
+    """The head to sign at `now`. Its version is the time, or one more than the last if that is higher.
+
+    Other members and the quarantine number of `previous` are carried on; `quarantine` gives a new order.
+    """
+    if previous is None:
+        return Head(environment, now, now, now + lifetime_s, {"bundle": named}, int(quarantine))
+    return replace(
+        previous,
+        version=max(previous.version + 1, now),
+        issued_at=now,
+        expires_at=now + lifetime_s,
+        members={**previous.members, "bundle": named},
+        quarantine=previous.quarantine + int(quarantine),
+    )
+
+
+def own_head(data: bytes, environment: str, signers: Sequence[Signer]) -> Head | None:
+    """The head in `data`, if these signers made it: what a head signer carries on. None otherwise."""
+    try:
+        envelope = Envelope.parse(data)
+        check_type(envelope.type, Kind.HEAD, environment)
+        envelope.verify([signer.public for signer in signers], 1)
+        return Head.parse(envelope.payload)
+    except Refusal:
+        return None
+
+
+def seal_head(head: Head, signers: Iterable[Signer]) -> bytes:
+    """The envelope of a head."""
+    return seal(media_type(Kind.HEAD, head.environment), head.to_payload(), signers)
+
+
+def describe(data: bytes) -> dict[str, object]:
+    """What an envelope says, for people and scripts. Nothing in it has been verified. Raises Refusal."""
+    envelope = Envelope.parse(data)
+    kind = envelope.type.removeprefix("application/vnd.edgeguard.").partition(".")[0]
+    facts: dict[str, object] = {
+        "type": envelope.type,
+        "bytes": len(data),
+        "identity": identity(envelope.payload),
+        "signatures": [signature.hint.hex() for signature in envelope.signatures],
+    }
+    match kind:
+        case Kind.ROOT:
+            return facts | _root_facts(Root.parse(envelope.payload))
+        case Kind.HEAD:
+            head = Head.parse(envelope.payload)
+            members = {name: ref._asdict() for name, ref in head.members.items()}
+            return facts | {
+                "environment": head.environment,
+                "version": head.version,
+                "issued_at": head.issued_at,
+                "expires_at": head.expires_at,
+                "members": members,
+                "quarantine": head.quarantine,
+            }
+        case Kind.BUNDLE:
+            return facts | _bundle_facts(Bundle.parse(envelope.payload))
+        case _:
+            raise Refusal(RefusalCode.TYPE, f"{envelope.type[:120]!r} is no document of edgeguard")
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, object]:
+    return {
+        "environment": bundle.environment,
+        "audience": list(bundle.audience),
+        "version": bundle.version,
+        "issued_at": bundle.issued_at,
+        "not_before": bundle.not_before,
+        "expires_at": bundle.expires_at,
+        "grace_s": bundle.grace_s,
+        "released": bundle.released,
+        "min_engine": bundle.min_engine,
+        "policy_hash": build.policy_hash(bundle.policy),
+        "policy_bytes": len(bundle.policy),
+        "gated": build.gated_hashes(bundle.policy),
+    }
+
+
+def _root_facts(root: Root) -> dict[str, object]:
+    def quorum(item: Quorum) -> dict[str, object]:
+        keys = [key.id + (" (published test key)" if is_published(key) else "") for key in item.keys]
+        return {"threshold": item.threshold, "keys": keys}
+
+    return {
+        "version": root.version,
+        "issued_at": root.issued_at,
+        "expires_at": root.expires_at,
+        "root": quorum(root.root),
+        "environments": {
+            name: {
+                "release": quorum(item.release) | {"widening": item.widening},
+                "head": quorum(item.head),
+                "caps": item.caps.to_data(),
+                "floor": item.floor,
+            }
+            for name, item in sorted(root.environments.items())
+        },
+    }

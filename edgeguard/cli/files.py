@@ -1,0 +1,142 @@
+"""Files of the signing commands: keys, passphrases, policy folders, durable writes, durations."""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import typer
+
+from edgeguard.bundle.keys import KeyFileError, PublicKey, SigningKey, protected
+from edgeguard.cli.console import fail
+
+PASSPHRASE_VARIABLE = "EDGEGUARD_PASSPHRASE"  # noqa: S105 - the name of a variable
+MAX_KEY_FILE_BYTES = 4096
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def seconds(text: str) -> int:
+    """`90s`, `15m`, `6h`, `30d`, `5w`; a bare number is seconds."""
+    match = re.fullmatch(r"(\d{1,9})([smhdw]?)", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration: write 90s, 15m, 6h, 30d or 5w")
+    return int(match[1]) * _UNITS[match[2] or "s"]
+
+
+def clock() -> int:
+    """Now, in Unix seconds; `SOURCE_DATE_EPOCH` fixes it for reproducible builds."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(fixed) if fixed.isdigit() else int(time.time())
+
+
+def passphrase_from(file: Path | None) -> bytes | None:
+    """The passphrase from a file (also `/dev/fd/3`) or the environment; None if neither has one."""
+    if file is not None:
+        return file.read_bytes().rstrip(b"\r\n")
+    value = os.environ.get(PASSPHRASE_VARIABLE)
+    return value.encode() if value is not None else None
+
+
+def read_text(path: Path) -> str:
+    """A small text file. Raises KeyFileError if it is none."""
+    with path.open("rb") as file:
+        data = file.read(MAX_KEY_FILE_BYTES + 1)
+    try:
+        if len(data) > MAX_KEY_FILE_BYTES:
+            raise KeyFileError(f"{path}: far too long for a key file")
+        return data.decode()
+    except UnicodeDecodeError:
+        raise KeyFileError(f"{path}: not a key file") from None
+
+
+def read_public(path: Path) -> PublicKey:
+    """The public key in `path`, a public or a secret key file."""
+    try:
+        return PublicKey.from_text(read_text(path))
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}: {error}") from None
+
+
+def read_signer(path: Path, passphrase_file: Path | None = None) -> SigningKey:
+    """Opens a secret key file; asks for its passphrase on a terminal if nothing else gives it."""
+    text = read_text(path)
+    try:
+        passphrase = None
+        if protected(text):
+            passphrase = passphrase_from(passphrase_file)
+            if passphrase is None and sys.stdin.isatty():
+                passphrase = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True).encode()
+        return SigningKey.from_text(text, passphrase)
+    except KeyFileError as error:
+        hint = (
+            f"; give --passphrase-file or set {PASSPHRASE_VARIABLE}" if "none was given" in str(error) else ""
+        )
+        raise KeyFileError(f"{path}: {error}{hint}") from None
+
+
+def read_signers(paths: Iterable[Path], passphrase_file: Path | None = None) -> list[SigningKey]:
+    return [read_signer(path, passphrase_file) for path in paths]
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+    """Writes a whole file or nothing: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not replace and path.exists():
+        fail(f"{path}: exists already; choose another name")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_sources(folder: Path) -> dict[str, bytes]:
+    """The YAML files of a policy folder by relative name, without its tests."""
+    if not folder.is_dir():
+        fail(f"{folder}: no such policy folder")
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in {".yaml", ".yml"} and path.is_file() and not _is_test(path.relative_to(folder))
+    }
+    if not found:
+        fail(f"{folder}: holds no policy (*.yaml)")
+    return found
+
+
+def _is_test(name: Path) -> bool:
+    return (
+        "tests" in name.parts[:-1] or name.stem.endswith((".test", "_test")) or name.stem.startswith("test_")
+    )
+
+
+def compiled(folder: Path) -> dict[str, object]:
+    """The compiled sections of a policy folder. Raises `PolicyErrors` with every mistake."""
+    from edgeguard.policy.compile import compile_policy
+    from edgeguard.policy.source import load_sources
+
+    return dict(compile_policy(load_sources(read_sources(folder))))
+
+
+def unique(paths: Sequence[Path], option: str) -> list[PublicKey]:
+    """The public keys in `paths`, each once."""
+    keys = [read_public(path) for path in paths]
+    if len(set(keys)) != len(keys):
+        fail(f"{option}: the same key twice; a threshold counts distinct keys")
+    return keys
