@@ -217,9 +217,10 @@ class Fetcher:
         location = response.headers.get("Location", "")
         try:
             target = response.url.join(URL(location))
+            away = target.origin() != self.url.origin() or target.user is not None
         except ValueError as error:
             raise FetchError(FetchCode.REDIRECT, "unreadable Location") from error
-        if not location or target.origin() != self.url.origin() or target.user is not None:
+        if not location or away:
             raise FetchError(FetchCode.REDIRECT, f"away from {self.url.origin()}")
         return target
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from edgeguard.bundle.build import encode_section
@@ -27,12 +28,16 @@ def key(name: str) -> SigningKey:
     return SigningKey(hashlib.sha256(name.encode()).digest())
 
 
-def empty_policy() -> bytes:
-    """A policy section that the engine can load: no rules."""
+@cache
+def policy_for(host: str) -> bytes:
+    """A policy section that allows one host."""
     from edgeguard.policy.compile import compile_policy
     from edgeguard.policy.source import load_sources
 
-    return encode_section(compile_policy(load_sources({})))
+    source = (
+        f'edgeguard: 1\nmodule: m\nowner: o\nrules:\n  - id: r\n    effect: allow\n    to: ["{host}:443"]\n'
+    )
+    return encode_section(compile_policy(load_sources({"m.yaml": source.encode()})))
 
 
 @dataclass
