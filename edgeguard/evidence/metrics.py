@@ -1,0 +1,236 @@
+"""Prometheus metrics with bounded labels, fed from the decision log's writer thread.
+
+Names follow the Prometheus conventions: one prefix, base units, `_total` for counters. Label values
+come from closed sets, or from ids of the signed policy up to a cap; what is over the cap is counted
+as `other` and shows in `edgeguard_series_overflow_total`. Nothing here runs on the traffic's loop.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from edgeguard import __version__
+from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.record import Record
+
+MAX_SERIES: Final = 2_000
+"""Children of one metric whose labels come from the policy."""
+OTHER: Final = "other"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class LogView(Protocol):
+    """What the metrics say of the decision log (`evidence.log.DecisionLog`)."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def written(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    @property
+    def broken(self) -> bool: ...
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own.
+
+    `observe` is an observer of the decision log. The sources (`watch_*`) are read at scrape time.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        Info("edgeguard_build", "Version of edgeguard.", registry=self.registry).info(
+            {"version": __version__}
+        )
+        self._decisions = Counter(
+            "edgeguard_decisions",
+            "Decisions by verdict, reason, kind and lane.",
+            ["verdict", "reason", "kind", "lane"],
+            registry=self.registry,
+        )
+        self._rules = Counter(
+            "edgeguard_rule_decisions",
+            "Decisions by the rule that made them.",
+            ["rule", "verdict"],
+            registry=self.registry,
+        )
+        self._shadow = Counter(
+            "edgeguard_shadow_decisions",
+            "What rules in report mode would have done.",
+            ["rule", "would"],
+            registry=self.registry,
+        )
+        self._limited = Counter(
+            "edgeguard_ratelimit_refusals",
+            "Requests that a rate limit refused.",
+            ["limit"],
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "edgeguard_user_tokens",
+            "Requests with a user token, by result.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._bytes = Counter(
+            "edgeguard_relayed_bytes",
+            "Bytes of ended tunnels and requests.",
+            ["direction"],
+            registry=self.registry,
+        )
+        self._closed = Counter("edgeguard_closes", "Tunnels and requests that ended.", registry=self.registry)
+        self._overflow = Counter(
+            "edgeguard_series_overflow",
+            "Observations counted as `other`, to bound the series.",
+            ["metric"],
+            registry=self.registry,
+        )
+        self._sent = self._bytes.labels("sent")
+        self._received = self._bytes.labels("received")
+        self._children: dict[tuple[str, ...], Counter] = {}
+        self._used: dict[str, int] = {}
+
+    def observe(self, records: Sequence[Record]) -> None:
+        """Counts a slice of records. Called from one thread only."""
+        for r in records:
+            if r.kind == "close":
+                self._closed.inc()
+                self._sent.inc(r.sent or 0)
+                self._received.inc(r.received or 0)
+                continue
+            if r.verdict is None:
+                continue
+            self._child(self._decisions, r.verdict, r.reason or "", r.kind, r.lane or "").inc()
+            if r.rule is not None:
+                self._child(self._rules, r.rule, r.verdict).inc()
+            for would, rule in r.would:
+                self._child(self._shadow, rule, would).inc()
+            if r.limit is not None:
+                self._child(self._limited, r.limit).inc()
+            if r.token is not None:
+                self._child(self._tokens, r.token).inc()
+
+    def _child(self, counter: Counter, *labels: str) -> Counter:
+        """The pre-bound child, or the one for `other` when the metric has enough."""
+        name: str = counter._name
+        key = (name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            if self._used.get(name, 0) >= MAX_SERIES:
+                self._overflow.labels(name).inc()
+                return counter.labels(OTHER, *labels[1:])
+            self._used[name] = self._used.get(name, 0) + 1
+            child = self._children[key] = counter.labels(*labels)
+        return child
+
+    def watch_log(self, log: LogView) -> None:
+        """Shows the state of the decision log."""
+
+        def collect() -> Iterable[Metric]:
+            events = CounterMetricFamily(
+                "edgeguard_audit_events",
+                "Records of the decision log by what became of them.",
+                labels=["stage"],
+            )
+            events.add_metric(["written"], log.written)
+            events.add_metric(["refused"], log.refused)
+            yield events
+            yield GaugeMetricFamily(
+                "edgeguard_audit_queue_events", "Records that wait for the writer.", log.waiting
+            )
+            yield GaugeMetricFamily(
+                "edgeguard_audit_writable", "1 while the decision log can be written.", 0 if log.broken else 1
+            )
+
+        self.registry.register(_Source(collect))
+
+    def watch_limits(self, usage: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """Shows the fill of the rate-limit tables: keys, and requests sent to the overflow bucket, by limit."""
+
+        def collect() -> Iterable[Metric]:
+            keys = GaugeMetricFamily(
+                "edgeguard_ratelimit_keys", "Keys in the table of a limit.", labels=["limit"]
+            )
+            overflow = CounterMetricFamily(
+                "edgeguard_ratelimit_overflow",
+                "Requests sent to the overflow bucket of a limit.",
+                labels=["limit"],
+            )
+            for limit, use in sorted(usage().items())[:MAX_SERIES]:
+                keys.add_metric([limit], use[0])
+                overflow.add_metric([limit], use[1])
+            yield keys
+            yield overflow
+
+        self.registry.register(_Source(collect))
+
+    def watch_policy(self, snapshot: Callable[[], Snapshot | None], clock: Callable[[], float]) -> None:
+        """Shows what is in force and until when."""
+
+        def collect() -> Iterable[Metric]:
+            current = snapshot()
+            now = clock()
+            ladder = Ladder.CLOSED if current is None else current.ladder(now)
+            states = GaugeMetricFamily(
+                "edgeguard_ladder", "1 for the state that the policy is in.", labels=["state"]
+            )
+            for state in Ladder:
+                states.add_metric([state], 1 if state is ladder else 0)
+            yield states
+            open_ = ladder not in {Ladder.CLOSED, Ladder.QUARANTINED}
+            yield GaugeMetricFamily(
+                "edgeguard_ready", "1 while a verified policy is enforced.", 1 if open_ else 0
+            )
+            if current is None:
+                return
+            info = GaugeMetricFamily(
+                "edgeguard_bundle_info",
+                "The bundle in force.",
+                labels=["bundle", "policy_hash", "version", "environment"],
+            )
+            info.add_metric(
+                [current.bundle_id, current.policy_hash, str(current.bundle_version), current.environment], 1
+            )
+            yield info
+            for name, about, value in (
+                (
+                    "edgeguard_bundle_not_after_timestamp_seconds",
+                    "When the bundle expires.",
+                    current.closed_at,
+                ),
+                ("edgeguard_head_not_after_timestamp_seconds", "When the head expires.", current.stale_at),
+                (
+                    "edgeguard_bundle_issued_timestamp_seconds",
+                    "When the bundle was issued.",
+                    current.issued_at,
+                ),
+            ):
+                yield GaugeMetricFamily(name, about, value)
+            yield GaugeMetricFamily(
+                "edgeguard_staleness_seconds",
+                "Seconds since the head expired.",
+                max(0.0, now - current.stale_at),
+            )
+
+        self.registry.register(_Source(collect))
+
+    def render(self) -> bytes:
+        """The text exposition format 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class _Source(Collector):
+    """Reads its numbers when it is asked."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
