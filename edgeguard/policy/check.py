@@ -53,8 +53,8 @@ def _salts(sources: Sources) -> Iterator[PolicyError]:
 def _regions(sources: Sources, flats: Iterable[Flat]) -> Iterator[PolicyError]:
     groups = set(BUILT_IN_GROUPS)
     for module in sources.policy.modules:
-        groups |= module.region_groups.keys()
-        for name, members in module.region_groups.items():
+        groups |= module.regions.keys()
+        for name, members in module.regions.items():
             for member in members:
                 if not is_code(member):
                     yield sources.error(

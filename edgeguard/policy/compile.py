@@ -81,7 +81,7 @@ def _rules(policy: Policy, flats: list[Flat]) -> Section:
 def _age(policy: Policy, flats: list[Flat]) -> Section:
     groups = {name: list(codes) for name, codes in BUILT_IN_GROUPS.items()}
     for module in policy.modules:
-        groups |= {name: sorted(codes) for name, codes in module.region_groups.items()}
+        groups |= {name: sorted(codes) for name, codes in module.regions.items()}
     section = _table(flats)
     section["v"] = VERSION
     section["groups"] = dict(sorted(groups.items()))
@@ -95,7 +95,7 @@ def _identity(policy: Policy) -> Section:
         for name, members in module.client_groups.items():
             groups.setdefault(name, set()).update(members)
         for issuer in module.issuers:
-            issuers[issuer.id] = issuer.model_dump(mode="json")
+            issuers[issuer.issuer] = issuer.model_dump(mode="json")
     return {
         "v": VERSION,
         "groups": {n: sorted(m) for n, m in sorted(groups.items())},

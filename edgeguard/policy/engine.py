@@ -60,6 +60,11 @@ class Engine:
         self._memo: dict[tuple[object, ...], Plan] = {}
         self._old: dict[tuple[object, ...], Plan] = {}
 
+    @property
+    def rule_count(self) -> int:
+        """How many statements are in force, gates included."""
+        return len(self.tables.rules) + len(self.tables.gates)
+
     def decide(self, request: Request, now: float, *, restricted: bool = False) -> Decision:
         """The verdict at `now` (Unix seconds). `restricted`: only allows that survive offline count.
 

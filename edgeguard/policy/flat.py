@@ -207,20 +207,28 @@ def flatten_limit(limit: RateLimit, module: Module, names: Names) -> Flat:
     return Flat(id=limit.id, kind=Kind.LIMIT, source=limit, **where, **_timed(limit, module))  # type: ignore[arg-type]
 
 
+def _flatten_one(item: Rule | RateLimit | AgeGate, module: Module, names: Names) -> Flat:
+    if isinstance(item, Rule):
+        return flatten_rule(item, module, names)
+    return (
+        flatten_gate(item, module, names) if isinstance(item, AgeGate) else flatten_limit(item, module, names)
+    )
+
+
 def flatten(policy: Policy, names: Names | None = None) -> Iterator[Flat | tuple[str, ResolveError]]:
     """Every statement of the policy, or (id, error) for one that does not resolve. In no particular order."""
     names = names or collect_names(policy)
     for module in policy.modules:
-        for items, one in (
-            (module.rules, flatten_rule),
-            (module.rate_limits, flatten_limit),
-            (module.age_gates, flatten_gate),
-        ):
-            for item in items:
-                try:
-                    yield one(item, module, names)  # type: ignore[operator]
-                except ResolveError as error:
-                    yield item.id, error
+        items: tuple[Rule | RateLimit | AgeGate, ...] = (
+            *module.rules,
+            *module.rate_limits,
+            *module.age_gates,
+        )
+        for item in items:
+            try:
+                yield _flatten_one(item, module, names)
+            except ResolveError as error:
+                yield item.id, error
         for learn in module.learning:
             yield Flat(learn.id, Kind.LEARN, clients=learn.clients, end=learn.expires, source=learn)
         for quarantine in module.quarantine:

@@ -95,7 +95,7 @@ type Mode = Literal["enforce", "report"]
 type Percent = Annotated[int, Field(ge=0, le=100)]
 type Prose = Annotated[str, Field(min_length=1, max_length=4000)]
 type Values = Annotated[Some[str], BeforeValidator(_one_or_many)]
-type Region = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9]{1,15}(-[A-Z0-9]{1,3})?$")]
+type Region = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,31}(-[A-Z0-9]{1,3})?$")]
 
 
 class Strict(BaseModel):
@@ -235,7 +235,7 @@ class RateLimit(Timed):
     """How many, per whom."""
 
     id: Id
-    match: LimitMatch = LimitMatch()
+    match: LimitMatch = Field(default_factory=lambda: LimitMatch.model_validate({}))
     limit: str | int = Field(
         description="`100/s`, `5000/10m`, `1GB/h`; a bare number for concurrent_tunnels."
     )
@@ -386,9 +386,10 @@ class Quarantine(Strict):
 class Issuer(Strict):
     """Whose user tokens are believed, and how they are read."""
 
-    id: Id
     issuer: str = Field(min_length=1, description="The `iss` claim, exactly.")
-    audience: Some[str] = Field(description="Accepted `aud` values.")
+    audience: Annotated[Some[str], BeforeValidator(_one_or_many)] = Field(
+        description="Accepted `aud` values."
+    )
     algorithms: Some[Literal["ES256", "ES384", "EdDSA", "Ed25519", "RS256", "PS256"]] = ("ES256",)
     keys: Annotated[tuple[dict[str, str | list[str]], ...], Field(min_length=1, max_length=64)] = Field(
         description="Public keys as JWKs."
@@ -427,7 +428,9 @@ class Module(Strict):
     actions: dict[Word, Action] = Field(default_factory=dict)
     flags: dict[Word, bool] = Field(default_factory=dict)
     client_groups: dict[Word, Some[ClientName]] = Field(default_factory=dict)
-    region_groups: dict[Word, Some[Region]] = Field(default_factory=dict)
+    regions: dict[Word, Some[Region]] = Field(
+        default_factory=dict, description="Groups of regions; EU and EEA are known."
+    )
     issuers: tuple[Issuer, ...] = ()
 
 

@@ -66,7 +66,8 @@ class Plan:
         """The deny that matches whatever is inside."""
         self.quarantine: str | None = None
         self.learn: str | None = None
-        self.stage, self.near = HOST, None
+        self.stage = HOST
+        self.near: str | None = None
         self.unknown = False
         """The client is unknown and nothing here admits unknown clients."""
         self.never = False

@@ -115,7 +115,7 @@ def load_with_places(files: Mapping[str, bytes]) -> Sources:
             # A list whose entries are wrong is also reported as too short; the entries are the news.
             deeper = {tuple(i["loc"][:-1]) for i in items if i["type"] != "too_short"}
             errors += [
-                _translate(name, marks, i)
+                translate(name, marks, i)
                 for i in items
                 if i["type"] != "too_short" or tuple(i["loc"]) not in deeper
             ]
@@ -283,7 +283,7 @@ def nearest(word: str, known: list[str]) -> str:
     return "known here: " + ", ".join(sorted(known)) if known else ""
 
 
-def _translate(name: str, marks: Marks, item: Any) -> PolicyError:
+def translate(name: str, marks: Marks, item: Any) -> PolicyError:
     path: Path = tuple(item["loc"])
     kind, message, hint = item["type"], item["msg"].removeprefix("Value error, "), ""
     if kind == "extra_forbidden":
@@ -313,7 +313,7 @@ def _pattern_hint(field: str) -> str:
     return "a method is written in upper case; a client is a name, `group:NAME` or `any`; a region is a code such as DE or US-TX"
 
 
-_SECTIONS: Final = ("rules", "rate_limits", "age_gates", "exceptions", "learning", "quarantine", "issuers")
+_SECTIONS: Final = ("rules", "rate_limits", "age_gates", "exceptions", "learning", "quarantine")
 
 
 def _place(
@@ -323,9 +323,12 @@ def _place(
     found: list[tuple[str, Path, str]] = [(f"module {module.module}", ("module",), "module")]
     for section in _SECTIONS:
         found += [(item.id, (section, i, "id"), "id") for i, item in enumerate(getattr(module, section))]
-    for section in ("resources", "actions", "flags", "client_groups", "region_groups"):
-        kind = section.removesuffix("s").replace("_", " ")
+    for section in ("resources", "actions", "flags", "client_groups", "regions"):
+        kind = "region group" if section == "regions" else section.removesuffix("s").replace("_", " ")
         found += [(f"{kind} {key}", (section, key), key) for key in getattr(module, section)]
+    found += [
+        (f"issuer {item.issuer}", ("issuers", i, "issuer"), "issuer") for i, item in enumerate(module.issuers)
+    ]
     errors = []
     for statement, path, _ in found:
         line, column = marks.get(path, (1, 1))
