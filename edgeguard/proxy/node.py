@@ -88,6 +88,7 @@ class Node:
             raise NodeError(f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}")
         self.authority: Authority = ensure_authority(settings.interception.ca_dir)
         self.metrics = Metrics()
+        limiter = ProcessLimiter(settings.bounds.limit_keys)
         self.log = DecisionLog(
             settings.evidence.log,
             settings.evidence.queue_records,
@@ -98,7 +99,7 @@ class Node:
         bounds = settings.bounds
         self.guard = Guard(
             clients=ClientDirectory(settings.identity),
-            limiter=ProcessLimiter(bounds.limit_keys),
+            limiter=limiter,
             log=self.log,
             clock=self.clock.now,
             essentials=_essentials(settings, trust),
@@ -111,13 +112,12 @@ class Node:
             nobody=User(region=settings.user.region) if settings.user.region else None,
         )
         self.sync = SyncAgent(
-            settings, root, self._activate, clock=self.clock, enforced=lambda: self.guard.snapshot
+            settings, root, self.guard.activate, clock=self.clock, enforced=lambda: self.guard.snapshot
         )
+        self.metrics.watch_log(self.log)
+        self.metrics.watch_limits(limiter.usage)
+        self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
         self.started = time.time()
-
-    def _activate(self, snapshot: Snapshot | None) -> None:
-        self.guard.activate(snapshot)
-        self.metrics.activated(snapshot)
 
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
         """Serves until cancelled.
