@@ -18,7 +18,7 @@ from aiohttp import web
 
 from edgeguard.evidence.metrics import CONTENT_TYPE, Metrics
 from edgeguard.settings import Admin
-from edgeguard.settings.model import split_address
+from edgeguard.settings.values import split_address
 
 MAX_HEAD_BYTES: Final = 8190
 SHUTDOWN_S: Final = 1.0

@@ -74,9 +74,8 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         )
     except ValidationError as error:
         lines = _Lines(text)
-        raise SettingsError(
-            [_problem(path, lines, raw, e) for e in error.errors(include_url=False)]
-        ) from None
+        problems = [_problem(path, lines, e) for e in error.errors(include_url=False)]
+        raise SettingsError(sorted(problems, key=lambda p: (p.line is None, p.line or 0))) from None
 
 
 def known_keys() -> dict[str, tuple[type[BaseModel], str]]:
@@ -139,7 +138,7 @@ def _model_at(loc: Loc) -> type[BaseModel] | None:
     return model
 
 
-def _problem(path: Path, lines: "_Lines", raw: Mapping[str, Any], error: ErrorDetails) -> Problem:
+def _problem(path: Path, lines: "_Lines", error: ErrorDetails) -> Problem:
     loc = error["loc"] or ("environment",)
     key = ".".join(map(str, loc))
     line = lines.of(loc)
@@ -181,7 +180,8 @@ def _plain(expected: str) -> str:
     return (
         expected.replace("a valid integer", "a whole number")
         .replace("a valid ", "a ")
-        .replace("tuple", "list")
+        .replace("array", "list")
+        .replace("an object", "a table")
     )
 
 
@@ -214,9 +214,9 @@ class _Lines:
                 if header[1] == "[[":
                     index = counts.get(table, 0)
                     counts[table] = index + 1
-                    self._at.setdefault(table, number)
                     table = (*table, index)
-                self._at.setdefault(table, number)
+                for end in range(1, len(table) + 1):
+                    self._at.setdefault(table[:end], number)
             elif depth == 0 and (assignment := _ASSIGNMENT.match(line)):
                 loc = (*table, *_parts(assignment[1]))
                 for end in range(len(table) + 1, len(loc) + 1):

@@ -5,7 +5,6 @@ The docstring below each field is the text of `docs/configuration.md`; a test ke
 Policy is not configured here: rules come only from a signed bundle.
 """
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -13,122 +12,30 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    SecretStr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-_ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
-_ASIDE_MAX_BYTES = 65_536
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`127.0.0.1:3128` or `[::1]:3128` as (address, port). Raises ValueError with what to write."""
-    host, colon, port = text.rpartition(":")
-    form = 'write an address and a port, like "127.0.0.1:3128" or "[::1]:3128"'
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ValueError(form)
-    bracketed = host.startswith("[") and host.endswith("]")
-    try:
-        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
-    except ValueError:
-        raise ValueError(f"{host!r} is not an IP address; {form}") from None
-    if bracketed != (address.version == 6):
-        raise ValueError(form)
-    return str(address), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _base(info: ValidationInfo) -> Path | None:
-    return info.context["base"] if info.context else None
-
-
-def _anchored(path: Path, info: ValidationInfo) -> Path:
-    base = _base(info)
-    return path if base is None else base / path.expanduser()
-
-
-def _secret(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, SecretStr):
-        return value
-    if not isinstance(value, dict) or len(value) != 1 or info.context is None:
-        raise ValueError(_ASIDE_FORM)
-    ((kind, source),) = value.items()
-    if kind not in {"file", "env"} or not isinstance(source, str):
-        raise ValueError(_ASIDE_FORM)
-    if kind == "env":
-        text = info.context["environ"].get(source)
-        if text is None:
-            raise ValueError(f"the environment variable {source} is not set")
-    else:
-        path = info.context["base"] / source
-        try:
-            with path.open("rb") as file:
-                text = file.read(_ASIDE_MAX_BYTES + 1).decode()
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} is not UTF-8 text") from None
-    text = text.rstrip("\r\n")
-    if not text or len(text) > _ASIDE_MAX_BYTES:
-        raise ValueError(f"the secret in {source} is empty or longer than {_ASIDE_MAX_BYTES} bytes")
-    return text
-
-
-def _cidr(text: str) -> str:
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError as error:
-        raise ValueError(f'{error}; write a network like "10.0.0.0/8" or "fd00::/8"') from None
-
-
-def _ip(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError(f'{text!r} is not an IP address; write one like "192.0.2.7"') from None
-
-
-def _header_name(text: str) -> str:
-    if not text or not set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
-        raise ValueError("write a header name of lower-case letters, digits and '-'")
-    return text
-
-
-def _server(text: str) -> str:
-    try:
-        return _ip(text)
-    except ValueError:
-        host, port = split_address(text)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _host_port(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not host or not colon or not (port.isascii() and port.isdigit()) or not 0 < int(port) <= 65_535:
-        raise ValueError('write a host and a port, like "vault.internal:443"')
-    return text
-
-
-type AnchoredPath = Annotated[Path, AfterValidator(_anchored)]
-type Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-type Seconds = Annotated[float, Field(gt=0, le=86_400)]
-type Count = Annotated[int, Field(gt=0, le=100_000_000)]
-type Size = Annotated[int, Field(gt=0, le=1 << 40)]
-type Cidr = Annotated[str, AfterValidator(_cidr)]
-type Address = Annotated[str, AfterValidator(_ip)]
-type Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
-type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from edgeguard.settings.values import (
+    Address,
+    AnchoredPath,
+    Cidr,
+    Count,
+    Name,
+    Seconds,
+    Secret,
+    Sha256,
+    Size,
+    anchored,
+    header_name,
+    host_port,
+    is_loopback,
+    server,
+    split_address,
+)
 
 
 class Section(BaseModel):
@@ -211,7 +118,7 @@ class Sync(Section):
             host = parts.hostname
             if host is None or parts.query or parts.fragment or parts.username is not None:
                 raise ValueError(f'{url!r} is not a plain URL; write one like "https://bundles.example.com/"')
-            if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+            if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
                 raise ValueError(f"{url!r} must use https: only a server on loopback may use http")
         return tuple(url if url.endswith("/") else f"{url}/" for url in urls)
 
@@ -278,7 +185,7 @@ class Identity(Section):
 class User(Section):
     """The person behind a request: a signed token in a header of each request."""
 
-    header: Annotated[str, AfterValidator(_header_name)] = "edgeguard-user"
+    header: Annotated[str, AfterValidator(header_name)] = "edgeguard-user"
     """Header that carries the token. It and its spellings (`_` and `.` for `-`) never reach the upstream."""
     region: str = ""
     """Region of people whose token names none, like `DE` or `US-TX`. Empty: unknown."""
@@ -289,7 +196,7 @@ class Resolver(Section):
 
     mode: Literal["system", "servers", "static"] = "system"
     """`system`: the host's resolver; `servers`: the ones below; `static`: only the table below."""
-    servers: tuple[Annotated[str, AfterValidator(_server)], ...] = ()
+    servers: tuple[Annotated[str, AfterValidator(server)], ...] = ()
     """DNS servers for mode `servers`, as addresses, with a port if it is not 53."""
     nat64_prefixes: tuple[Cidr, ...] = ()
     """NAT64 prefixes of this network besides 64:ff9b::/96, so that embedded IPv4 addresses are judged."""
@@ -342,7 +249,7 @@ class Evidence(Section):
     def _anchor(cls, text: str, info: ValidationInfo) -> str:
         if not text:
             raise ValueError('write a file name, or "-" for standard output')
-        return text if text == "-" else str(_anchored(Path(text), info))
+        return text if text == "-" else str(anchored(Path(text), info))
 
 
 class Admin(Section):
@@ -359,9 +266,9 @@ class Admin(Section):
         if text.startswith("unix:"):
             if text == "unix:":
                 raise ValueError('write a path after "unix:", like "unix:/run/edgeguard/admin.sock"')
-            return f"unix:{_anchored(Path(text.removeprefix('unix:')), info)}"
+            return f"unix:{anchored(Path(text.removeprefix('unix:')), info)}"
         host, _ = split_address(text)
-        if not _is_loopback(host):
+        if not is_loopback(host):
             raise ValueError(f'{host} is not loopback; write "127.0.0.1:9901", "[::1]:9901" or "unix:/path"')
         return text
 
@@ -369,7 +276,7 @@ class Admin(Section):
 class Essentials(Section):
     """What a closed node may still reach, as far as the root of trust lists it too."""
 
-    hosts: tuple[Annotated[str, AfterValidator(_host_port)], ...] = ()
+    hosts: tuple[Annotated[str, AfterValidator(host_port)], ...] = ()
     """Hosts with ports, like `vault.internal:443`."""
 
 
@@ -447,11 +354,11 @@ class Settings(Section):
     @model_validator(mode="after")
     def _dev_stays_home(self) -> Self:
         if self.environment == "dev":
-            if not _is_loopback(self.listen.host):
+            if not is_loopback(self.listen.host):
                 raise ValueError(
                     f"the environment dev trusts published keys, so it listens on loopback only, not on {self.listen.host}"
                 )
             for url in self.sync.urls:
-                if not _is_loopback(urlsplit(url).hostname or ""):
+                if not is_loopback(urlsplit(url).hostname or ""):
                     raise ValueError(f"the environment dev takes bundles from loopback only, not from {url}")
         return self

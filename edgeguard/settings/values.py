@@ -1,0 +1,121 @@
+"""Checked values of the configuration: addresses, paths, secrets, names. Each error says what to write."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+
+_ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
+_ASIDE_MAX_BYTES = 65_536
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`127.0.0.1:3128` or `[::1]:3128` as (address, port). Raises ValueError with what to write."""
+    host, colon, port = text.rpartition(":")
+    form = 'write an address and a port, like "127.0.0.1:3128" or "[::1]:3128"'
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError(form)
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address; {form}") from None
+    if bracketed != (address.version == 6):
+        raise ValueError(form)
+    return str(address), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _base(info: ValidationInfo) -> Path | None:
+    return info.context["base"] if info.context else None
+
+
+def anchored(path: Path, info: ValidationInfo) -> Path:
+    base = _base(info)
+    return path if base is None else base / path.expanduser()
+
+
+def _secret(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, dict) or len(value) != 1 or info.context is None:
+        raise ValueError(_ASIDE_FORM)
+    ((kind, source),) = value.items()
+    if kind not in {"file", "env"} or not isinstance(source, str):
+        raise ValueError(_ASIDE_FORM)
+    if kind == "env":
+        text = info.context["environ"].get(source)
+        if text is None:
+            raise ValueError(f"the environment variable {source} is not set")
+    else:
+        path = info.context["base"] / source
+        try:
+            with path.open("rb") as file:
+                text = file.read(_ASIDE_MAX_BYTES + 1).decode()
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+    text = text.rstrip("\r\n")
+    if not text or len(text) > _ASIDE_MAX_BYTES:
+        raise ValueError(f"the secret in {source} is empty or longer than {_ASIDE_MAX_BYTES} bytes")
+    return text
+
+
+def _cidr(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f'{error}; write a network like "10.0.0.0/8" or "fd00::/8"') from None
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f'{text!r} is not an IP address; write one like "192.0.2.7"') from None
+
+
+def header_name(text: str) -> str:
+    if not text or not set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
+        raise ValueError("write a header name of lower-case letters, digits and '-'")
+    return text
+
+
+def server(text: str) -> str:
+    try:
+        return _ip(text)
+    except ValueError:
+        pass
+    try:
+        host, port = split_address(text)
+    except ValueError:
+        raise ValueError(
+            f'{text!r} is not an IP address; write one like "192.0.2.53" or "192.0.2.53:5353"'
+        ) from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not host or not colon or not (port.isascii() and port.isdigit()) or not 0 < int(port) <= 65_535:
+        raise ValueError('write a host and a port, like "vault.internal:443"')
+    return text
+
+
+type AnchoredPath = Annotated[Path, AfterValidator(anchored)]
+type Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+type Seconds = Annotated[float, Field(gt=0, le=86_400)]
+type Count = Annotated[int, Field(gt=0, le=100_000_000)]
+type Size = Annotated[int, Field(gt=0, le=1 << 40)]
+type Cidr = Annotated[str, AfterValidator(_cidr)]
+type Address = Annotated[str, AfterValidator(_ip)]
+type Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
+type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
