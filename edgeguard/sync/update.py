@@ -222,6 +222,11 @@ class Updater:
         if head is None or now >= head.expires_at:
             self.note(EventKind.FAILED, RefusalCode.FREEZE, "the server has no head that is current")
             return Cycle(ok=False, code=RefusalCode.FREEZE)
+        current = snapshot(self.state)
+        if current is None or current.ladder(now) is Ladder.CLOSED:
+            code = "policy_missing" if current is None else str(current.closed_reason())
+            self.note(EventKind.FAILED, code, "the head is current, but what it names may not be enforced")
+            return Cycle(ok=False, code=code)
         if self._report.last_failure is not None:
             self.note(EventKind.RECOVERED, "ok", f"after: {self._report.last_failure.code}")
         self._report = self._report.succeeding(now)
@@ -269,6 +274,8 @@ class Updater:
             await self._take_bundle(mirror, member.ref)
         head, current = self.state.head, self.state.in_force
         if head is None or current is None or head.bundle.sha256 != current.sha256:
+            if self.frozen:
+                self.note(EventKind.FAILED, "frozen", self.frozen)
             raise _NotNow("frozen" if self.frozen else "bundle_refused")
         mirror.etag = None if fetched.doubtful else fetched.etag
 

@@ -19,10 +19,10 @@ TOKEN = "t" * 40
 class Running:
     """A real uvicorn in its own thread."""
 
-    def __init__(self, directory, limits=None, tokens=TOKEN):
+    def __init__(self, directory, limits=None, tokens=TOKEN, port=0):
         self.directory = directory
         self.app = create_app(Repository(directory), PublishTokens.parse(tokens), limits=limits)
-        self.sock = listen("127.0.0.1", 0)
+        self.sock = listen("127.0.0.1", port)
         self.port = self.sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self.server = new_server(self.app)
