@@ -9,7 +9,7 @@ for every reading of the request (order never matters). `Engine` is immutable ap
 import re
 from collections.abc import Sequence
 from ipaddress import IPv6Network, ip_network
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from edgeguard.policy.addresses import WELL_KNOWN, Address, AddressClass, classify, embedded, parse_address
 from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
@@ -22,6 +22,9 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.policy.regions import overlap
 from edgeguard.policy.request import Request, User
 from edgeguard.policy.tables import ENTRY, FOREVER, Gate, Statement, Tables
+
+if TYPE_CHECKING:
+    from edgeguard.policy.trace import Trace
 
 MEMO: Final = 8192
 """Plans kept per generation; two generations live at most."""
@@ -98,6 +101,12 @@ class Engine:
             self._old, self._memo = self._memo, {}
         self._memo[key] = plan
         return plan
+
+    def explain(self, request: Request, now: float, *, restricted: bool = False) -> "Trace":
+        """The ordered trace of the decision, computed on these tables."""
+        from edgeguard.policy.trace import trace
+
+        return trace(self, request, now, restricted=restricted)
 
     # a connection of which only the destination is known
 
@@ -522,9 +531,9 @@ class Engine:
         scratch = Plan(request.port)
         groups = planner.groups_of(request.client)
         for statement in found:
-            planner._restrict(
+            planner.restrict(
                 scratch, statement, request.client, groups, request.host, address, now, restricted
-            )  # noqa: SLF001 - one engine, two files
+            )
         known = request.method is not None and request.target is not None
         for deny in sorted(scratch.denies, key=lambda s: s.id):
             if not known and deny.cond.may_touch(request.protocol, request.port):

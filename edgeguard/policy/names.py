@@ -113,7 +113,9 @@ def _a_label(label: str) -> str:
         return idna.alabel(label).decode("ascii")
     except idna.IDNAError:
         # IDNA 2008 knows no symbols, registries sell them all the same: they have one A-label, too.
-        if all(c.isascii() and (c.isalnum() or c in "_-") or unicodedata.category(c) == "So" for c in label):
+        if all(
+            (c.isascii() and (c.isalnum() or c in "_-")) or unicodedata.category(c) == "So" for c in label
+        ):
             return "xn--" + label.encode("punycode").decode("ascii")
         raise HostError("the host is not a valid internationalised name (IDNA 2008)") from None
 

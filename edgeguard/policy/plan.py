@@ -126,7 +126,7 @@ class Planner:
                         kind is Kind.ALLOW
                         and plan.stage < PORT
                         and statement.percent
-                        and self._active(plan, statement, now)
+                        and self.active(plan, statement, now)
                     ):
                         plan.stage, plan.near = PORT, statement.id
                     elif (
@@ -134,7 +134,7 @@ class Planner:
                         and plan.stage == PORT
                         and statement.id < (plan.near or "")
                         and statement.percent
-                        and self._active(plan, statement, now)
+                        and self.active(plan, statement, now)
                     ):
                         plan.near = statement.id
                     continue
@@ -144,7 +144,7 @@ class Planner:
                 if kind is Kind.ALLOW:
                     self._allow(plan, statement, client, groups, now, restricted)
                 else:
-                    self._restrict(plan, statement, client, groups, host, literal, now, restricted)
+                    self.restrict(plan, statement, client, groups, host, literal, now, restricted)
 
     def entries(
         self, table: StatementTable, host: str, literal: Address | None
@@ -195,7 +195,7 @@ class Planner:
         now: float,
         restricted: bool,
     ) -> None:
-        if not statement.plain and not self._active(plan, statement, now):
+        if not statement.plain and not self.active(plan, statement, now):
             return
         clients = statement.clients
         if not (client.identified if clients is None else clients.has(client, groups)):
@@ -203,29 +203,29 @@ class Planner:
         elif statement.claims and not statement.claims <= client.claims:
             stage = CLAIM
         else:
-            if not self._enforced(statement, client):
+            if not self.enforced(statement, client):
                 plan.report_allows.append(statement)
             elif restricted and not statement.survive:
                 plan.lost.append(statement)
             else:
                 plan.allows.append(statement)
             return
-        if self._enforced(statement, client) and (
+        if self.enforced(statement, client) and (
             plan.stage < stage or (plan.stage == stage and statement.id < (plan.near or ""))
         ):
             plan.stage, plan.near = stage, statement.id
 
-    def _restrict(
+    def restrict(
         self, plan: Plan, statement: Statement, client: Client, groups: frozenset[str], host: str,
         literal: Address | None, now: float, restricted: bool,
     ) -> None:  # fmt: skip
-        if not self._active(plan, statement, now):
+        if not self.active(plan, statement, now):
             return
         if statement.clients is not None and not statement.clients.has(client, groups):
             return
         if statement.claims and not statement.claims <= client.claims:
             return
-        enforced = self._enforced(statement, client)
+        enforced = self.enforced(statement, client)
         match statement.kind:
             case Kind.DENY:
                 if (
@@ -279,7 +279,7 @@ class Planner:
             plan.lifts[statement.id] = tuple(conditional)
         return False
 
-    def _active(self, plan: Plan, statement: Statement, now: float) -> bool:
+    def active(self, plan: Plan, statement: Statement, now: float) -> bool:
         if not statement.timed:
             return True
         _narrow(plan, statement.start, now)
@@ -311,7 +311,7 @@ class Planner:
         yesterday = when.days is None or (weekday - 1) % 7 in when.days
         return (today and minute >= first) or (yesterday and minute < last)
 
-    def _enforced(self, statement: Statement, client: Client) -> bool:
+    def enforced(self, statement: Statement, client: Client) -> bool:
         percent = statement.percent
         return percent == 100 or (percent > 0 and self.bucket(client) < percent)
 

@@ -200,11 +200,8 @@ class StatementTable:
                 self._fill(statement, extra)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise TablesError(f"statement {id_}: {error}") from None
-        if (
-            statement.kind is Kind.LIMIT
-            and statement.limit is None
-            or statement.kind is Kind.GATE
-            and statement.gate is None
+        if (statement.kind is Kind.LIMIT and statement.limit is None) or (
+            statement.kind is Kind.GATE and statement.gate is None
         ):
             raise TablesError(f"statement {id_}: incomplete")
         statement.timed = bool(statement.start or statement.end != FOREVER or statement.when)

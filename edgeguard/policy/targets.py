@@ -119,9 +119,7 @@ def host_covers(wide: Target, narrow: Target) -> bool:
     """Whether every host of `narrow` is a host of `wide` (ports apart)."""
     if wide.kind is HostKind.NETWORK:
         network = ip_network(wide.host)
-        if narrow.kind is HostKind.NETWORK:
-            other = ip_network(narrow.host)
-        elif narrow.kind is HostKind.EXACT and is_address(narrow.host):
+        if narrow.kind is HostKind.NETWORK or (narrow.kind is HostKind.EXACT and is_address(narrow.host)):
             other = ip_network(narrow.host)
         else:
             return False

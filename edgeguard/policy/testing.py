@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from edgeguard.policy.engine import Engine
 from edgeguard.policy.evaluate import QuestionError, evaluate
 from edgeguard.policy.model import Moment, Strict
-from edgeguard.policy.source import PolicyError, PolicyErrors, translate, parse_yaml
+from edgeguard.policy.source import PolicyError, PolicyErrors, parse_yaml, translate
 
 _EXPECTED: Final = ("allow", "reason", "rule", "near", "lane", "would", "limits")
 
