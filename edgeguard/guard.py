@@ -307,9 +307,7 @@ class Guard:
                 return request, Decision(allow=True, rule="essentials", lane=Lane.TUNNEL)
             if ladder is Ladder.QUARANTINED:
                 return request, _refusal(Reason.QUARANTINED)
-            return request, _refusal(
-                Reason.POLICY_MISSING if snapshot is None else snapshot.closed_reason()
-            )
+            return request, _refusal(Reason.POLICY_MISSING if snapshot is None else snapshot.closed_reason())
         decision = snapshot.engine.decide(request, now, restricted=ladder is Ladder.RESTRICTED)
         return request, decision
 

@@ -46,7 +46,12 @@ def test_install_steps_give_a_working_command(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{step}: {done.stdout}\n{done.stderr}"
     binary = prefix / "edgeguard/bin/edgeguard"
     version = subprocess.run(
-        [binary, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path, env={"PATH": "/usr/bin"}
+        [binary, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin"},
     )
     assert version.stdout.startswith("edgeguard ")
     # The runtime environment has what the server needs and none of the tools that test it.

@@ -316,7 +316,9 @@ async def test_subscribers_hear_of_changes_and_of_deadlines() -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
     bench.guard._clock = lambda: NOW + loop.time() - start
-    bench.guard.activate(snapshot(bench.engine, stale_at=NOW + 0.05, restricted_at=NOW + 0.1, closed_at=NOW + 0.15))  # type: ignore[arg-type]
+    bench.guard.activate(
+        snapshot(bench.engine, stale_at=NOW + 0.05, restricted_at=NOW + 0.1, closed_at=NOW + 0.15)
+    )  # type: ignore[arg-type]
     await asyncio.sleep(0.3)
     bench.guard.stop()
     assert heard == [Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED, Ladder.CLOSED]

@@ -42,7 +42,10 @@ def demo(
                 fail(f"--keep {keep}: the folder is not empty")
             folder = keep.resolve()
         try:
-            with World(folder) as world, out.status("keys, root, bundle, server, upstreams, proxy ...") as spinner:
+            with (
+                World(folder) as world,
+                out.status("keys, root, bundle, server, upstreams, proxy ...") as spinner,
+            ):
                 for row in run(world):
                     if row.chapter != chapter:
                         chapter = row.chapter

@@ -17,9 +17,9 @@ HIDDEN = frozenset({"close", "event"})
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        "dev", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False}
-    )(dev)
+    app.command("dev", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
+        dev
+    )
 
 
 def dev(
@@ -28,17 +28,24 @@ def dev(
         list[str] | None, typer.Argument(help="After --: a command to run behind the proxy.")
     ] = None,
     listen: Annotated[
-        str, typer.Option(help="Address and port on loopback. Default: 127.0.0.1:3128, or any port for a command.")
+        str,
+        typer.Option(
+            help="Address and port on loopback. Default: 127.0.0.1:3128, or any port for a command."
+        ),
     ] = "",
     client: Annotated[str, typer.Option(help="Name of the client that you play.")] = "developer",
-    state: Annotated[Path, typer.Option(help="Folder for keys, state and the decision log.")] = Path(".edgeguard"),
+    state: Annotated[Path, typer.Option(help="Folder for keys, state and the decision log.")] = Path(
+        ".edgeguard"
+    ),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print refusals only.")] = False,
 ) -> None:
     """Enforce a policy folder on this machine: edits apply as you save, and each decision is explained."""
     try:
         from edgeguard.dev.session import Session
     except ModuleNotFoundError as error:
-        fail(f"`edgeguard dev` embeds the bundle server and needs {error.name}; run: pip install 'edgeguard[server]'")
+        fail(
+            f"`edgeguard dev` embeds the bundle server and needs {error.name}; run: pip install 'edgeguard[server]'"
+        )
     from edgeguard.proxy.authority import AuthorityError
     from edgeguard.proxy.master import ListenError
     from edgeguard.proxy.node import Address
@@ -130,7 +137,9 @@ class _Printer:
                 continue
             what = f"{record.method or 'CONNECT'} {record.host}:{record.port}{record.path or ''}"
             if record.verdict == "allow":
-                err.print(f"[green]allow[/] {escape(what)} [dim]by {escape(str(record.rule))}, {record.lane} lane[/]")
+                err.print(
+                    f"[green]allow[/] {escape(what)} [dim]by {escape(str(record.rule))}, {record.lane} lane[/]"
+                )
                 continue
             by = f" by {record.rule}" if record.rule else ""
             near = f" (nearest: {record.near})" if record.near else ""
@@ -142,7 +151,9 @@ class _Printer:
 
     @staticmethod
     def published(version: Any) -> None:
-        err.print(f"[bold]policy[/] {version.rules} rules, version {version.version}, {version.policy_hash[:23]}...")
+        err.print(
+            f"[bold]policy[/] {version.rules} rules, version {version.version}, {version.policy_hash[:23]}..."
+        )
 
     @staticmethod
     def mistaken(errors: Exception) -> None:

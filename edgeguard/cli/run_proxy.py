@@ -22,7 +22,9 @@ def run(
         Path, typer.Option("--config", "-c", envvar="EDGEGUARD_CONFIG", help="Configuration file (TOML).")
     ],
     check: Annotated[bool, typer.Option("--check", help="Only read the configuration, then stop.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what sync and the engine do.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what sync and the engine do.")
+    ] = False,
 ) -> None:
     """Enforce the policy that this node's configuration trusts."""
     from edgeguard.proxy.authority import AuthorityError

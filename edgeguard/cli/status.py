@@ -70,7 +70,9 @@ def _fetch(address: str) -> dict[str, object]:
     try:
         return asyncio.run(get())
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        fail(f"no proxy answers at {address}: {error or 'timeout'}\nIs `edgeguard run` up, and is this its [admin] address?")
+        fail(
+            f"no proxy answers at {address}: {error or 'timeout'}\nIs `edgeguard run` up, and is this its [admin] address?"
+        )
 
 
 def _show(document: dict[str, object]) -> None:
@@ -83,7 +85,9 @@ def _show(document: dict[str, object]) -> None:
             for name, inner in value.items():
                 table.add_row(f"{key}.{name}", _text(inner))
         else:
-            table.add_row(key, f"[{STYLES.get(ladder, 'white')}]{ladder}[/]" if key == "ladder" else _text(value))
+            table.add_row(
+                key, f"[{STYLES.get(ladder, 'white')}]{ladder}[/]" if key == "ladder" else _text(value)
+            )
     out.print(table)
 
 

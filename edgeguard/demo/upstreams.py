@@ -59,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--http", type=int, required=True)
     parser.add_argument("--tls", type=int, required=True)
-    parser.add_argument("--certificate", required=True, help="PEM file with the certificate chain and its key")
+    parser.add_argument(
+        "--certificate", required=True, help="PEM file with the certificate chain and its key"
+    )
     arguments = parser.parse_args()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(arguments.certificate)

@@ -151,7 +151,8 @@ class World:
         self.wait_until(lambda: self.status().get("ladder") == "fresh", "the proxy to enforce a fresh policy")
         authorities = self.folder / "client-authorities.pem"
         authorities.write_bytes(
-            self.upstream_authority.read_bytes() + (self.folder / "state/ca/mitmproxy-ca-cert.pem").read_bytes()
+            self.upstream_authority.read_bytes()
+            + (self.folder / "state/ca/mitmproxy-ca-cert.pem").read_bytes()
         )
         return Client(self.proxy, authorities)
 
@@ -253,7 +254,11 @@ mode = "static"
         time.sleep(0.2)
         for line in reversed(self.decisions.read_bytes().splitlines()):
             record = json.loads(line)
-            if isinstance(record, dict) and record.get("verdict") == verdict and record.get("kind") != "close":
+            if (
+                isinstance(record, dict)
+                and record.get("verdict") == verdict
+                and record.get("kind") != "close"
+            ):
                 return record
         return {}
 
@@ -273,14 +278,27 @@ mode = "static"
             self.wait_until(lambda: last() == code, f"the refusal {code}", within_s=REFUSAL_S)
         return last()
 
-    def put_blob(self, bundle: Path, *, tampered: bool) -> Path:
-        """Writes a bundle into the repository as whoever holds the server could; returns the blob's file."""
+    def put_under_head(self, bundle: Path, *, tampered: bool) -> Path:
+        """Names a bundle in a good head and writes it beside, the way whoever holds the server could.
+
+        Returns the blob's file. A good head over bad bytes needs the head signer to have seen good ones, so
+        it signs over a copy of the repository.
+        """
         data = bundle.read_bytes()
-        blob = self.repository / "blobs" / hashlib.sha256(data).hexdigest()
+        name = hashlib.sha256(data).hexdigest()
+        copy = self.folder / "copy"
+        shutil.copytree(self.repository, copy)
+        (copy / "blobs" / name).write_bytes(data)
+        self.run(
+            *("head", "--dir", str(copy), "--environment", "demo", "--key", "keys/head.key"),
+            *("--lifetime", f"{HEAD_LIFETIME_S * 8}s"),
+        )
         if tampered:
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        blob = self.repository / "blobs" / name
         blob.write_bytes(data)
+        shutil.copy(copy / "demo/head", self.repository / "demo/head")
         return blob
 
     def wait_for_port(self, port: int, name: str) -> None:

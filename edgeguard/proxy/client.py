@@ -7,7 +7,7 @@ tunnel's place, an upstream connection, a task) is given back on every way out.
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mitmproxy.proxy.mode_servers import ServerInstance
 
@@ -81,7 +81,7 @@ class ClientSide(asyncio.Protocol):
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
+        transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         door = self._door
         self._transport = transport
         door.connections += 1

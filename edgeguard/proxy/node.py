@@ -42,6 +42,7 @@ from edgeguard.sync.clock import TrustedClock
 
 logger = logging.getLogger(__name__)
 
+
 class NodeError(Exception):
     """The node must not start. The message says why, and how to mend it."""
 
@@ -85,7 +86,9 @@ class Node:
         )
         local_only = loopback_only(trust.root, settings.environment)
         if local_only is not None and not ipaddress.ip_address(settings.listen.host).is_loopback:
-            raise NodeError(f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}")
+            raise NodeError(
+                f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}"
+            )
         self.authority: Authority = ensure_authority(settings.interception.ca_dir)
         self.metrics = Metrics()
         limiter = ProcessLimiter(settings.bounds.limit_keys)

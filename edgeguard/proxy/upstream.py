@@ -1,7 +1,7 @@
 """An upstream connection while its tunnel is being set up."""
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, cast
 
 
 class Watcher(Protocol):
@@ -24,7 +24,7 @@ class Upstream(asyncio.Protocol):
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
+        transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
