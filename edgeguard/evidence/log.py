@@ -316,10 +316,15 @@ def _tail(fd: int) -> tuple[int, str, bool]:
         return 0, FIRST_PREV, False
     data = os.pread(fd, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
     torn = not data.endswith(b"\n")
-    lines = (data if torn else data[:-1]).rsplit(b"\n", 2)
-    last = lines[-1]
-    seq = _seq(lines[-2]) + 1 if torn and len(lines) > 1 else _seq(last)
-    return seq, sha256(last).hexdigest(), torn
+    lines = (data if torn else data[:-1]).split(b"\n")
+    # Torn lines took numbers too: go back to the newest line that has one.
+    unread = 1 if torn else 0
+    seq = 0
+    for line in reversed(lines[: len(lines) - unread]):
+        if seq := _seq(line):
+            break
+        unread += 1
+    return seq + unread, sha256(lines[-1]).hexdigest(), torn
 
 
 def _seq(line: bytes) -> int:
