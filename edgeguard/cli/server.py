@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeguard.cli.console import err, fail
-from edgeguard.settings.model import split_address
+from edgeguard.settings.values import split_address
 
 TOKEN_VARIABLE = "EDGEGUARD_PUBLISH_TOKENS"  # noqa: S105 - the name of a variable
 
@@ -66,12 +66,12 @@ def server(
         bound = sock.getsockname()[1]
         scheme = "https" if certificate else "http"
         shown = f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound}/"
-        if ready_fd is not None:
-            os.write(ready_fd, f"{shown}\n".encode())
-            os.close(ready_fd)
         err.print(
             f"serving {directory} at {shown} ({'publishing on' if tokens else 'publishing off: no tokens'})"
         )
+        if ready_fd is not None:
+            os.write(ready_fd, f"{shown}\n".encode())
+            os.close(ready_fd)
         uvicorn_server = new_server(
             app, certificate=str(certificate) if certificate else None, key=str(key) if key else None
         )
