@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from edgeguard.evidence.record import SCHEMA, Record, encode
 
@@ -36,7 +36,13 @@ RETRY_S: Final = 0.5
 MAX_LINE_BYTES: Final = 1_048_576
 
 
-type Entry = Record | Callable[[], Record]
+class Shaped(Protocol):
+    """Something that makes a record when it is called, in the writer's thread."""
+
+    def __call__(self) -> Record: ...
+
+
+type Entry = Record | Shaped
 
 
 class LogError(OSError):
@@ -93,6 +99,7 @@ class DecisionLog:
             return False
         queue.append(record)
         if self._idle:
+            self._idle = False
             self._wake.set()
         return True
 

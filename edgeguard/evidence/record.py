@@ -104,7 +104,7 @@ def _text(value: str) -> str:
 
 
 def _texts(values: tuple[str, ...]) -> str:
-    return "[" + ",".join([_again(value) for value in values[:MAX_ITEMS]]) + "]"
+    return "[" + ",".join([_text(value) for value in values[:MAX_ITEMS]]) + "]"
 
 
 def _pairs(values: tuple[tuple[str, str], ...]) -> str:
@@ -112,9 +112,6 @@ def _pairs(values: tuple[tuple[str, str], ...]) -> str:
 
 
 _quote: Final = json.encoder.encode_basestring_ascii
-# Rules, hosts, clients, hashes and whole lists come again and again.
-_again: Final = lru_cache(8192)(_text)
-_list: Final = lru_cache(2048)(_texts)
 
 
 @lru_cache(8)
@@ -133,17 +130,32 @@ def encode(record: Record, seq: int, prev: str, *, paths: bool = True) -> bytes:
     """
     if not paths:
         record = record._replace(path=None, query_keys=())
-    ident, time, kind, *rest = record
+    time = record.time
     whole = int(time // 1)
-    line = (
-        f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(ident)},'
-        f'"time":"{_second(whole)}.{int((time - whole) * 1_000_000):06}Z","kind":"{kind}"'
-    )
-    for (label, write), value in zip(_WRITERS, rest, strict=True):
+    parts = [
+        f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(record.id)}',
+        f',"time":"{_second(whole)}.{int((time - whole) * 1_000_000):06}Z","kind":"{record.kind}"',
+    ]
+    for start, stop, recurring in _GROUPS:
+        values = record[start:stop]
+        parts.append(_again_fields(start, values) if recurring else _fields(start, values))
+    parts.append("}")
+    return "".join(parts).encode("ascii")
+
+
+def _fields(start: int, values: tuple[Any, ...]) -> str:
+    """The members of some neighbouring fields; `start` is the index of the first in `Record`."""
+    text = ""
+    for index, value in enumerate(values, start):
         # The empty tuple is one object, so `is` finds every empty list.
         if value is not None and value is not _EMPTY:
-            line += label + write(value)
-    return (line + "}").encode("ascii")
+            label, write = _WRITERS[index - 3]
+            text += label + write(value)
+    return text
+
+
+# Most of a line is what the lines before it said too.
+_again_fields: Final = lru_cache(4096)(_fields)
 
 
 _EMPTY: Final[tuple[str, ...]] = ()
@@ -178,40 +190,40 @@ _HEAD: Final[dict[str, tuple[dict[str, Any], str]]] = {
 
 _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
     "connection": (_TEXT, "Id of the client connection.", _text),
-    "verdict": (_one_of("allow", "deny"), "What was decided.", _again),
-    "reason": (_one_of(*Reason), "Why it was refused.", _again),
-    "rule": (_TEXT, "The rule that decided.", _again),
-    "near": (_TEXT, "Near miss of a refusal: the allow that got furthest.", _again),
+    "verdict": (_one_of("allow", "deny"), "What was decided.", _text),
+    "reason": (_one_of(*Reason), "Why it was refused.", _text),
+    "rule": (_TEXT, "The rule that decided.", _text),
+    "near": (_TEXT, "Near miss of a refusal: the allow that got furthest.", _text),
     "would": (_PAIRS, "What rules in report mode would have done, as pairs of outcome and rule.", _pairs),
-    "lane": (_one_of(*Lane), "How the connection is carried.", _again),
-    "client": (_TEXT, "Name of the client.", _again),
+    "lane": (_one_of(*Lane), "How the connection is carried.", _text),
+    "client": (_TEXT, "Name of the client.", _text),
     "identified": ({"type": "boolean"}, "Whether the client is identified.", json.dumps),
-    "groups": (_TEXTS, "Groups of the client.", _list),
-    "claims": (_TEXTS, "Claims of the client.", _list),
-    "host": (_TEXT, "Canonical host; as it was received if it has no canonical form.", _again),
+    "groups": (_TEXTS, "Groups of the client.", _texts),
+    "claims": (_TEXTS, "Claims of the client.", _texts),
+    "host": (_TEXT, "Canonical host; as it was received if it has no canonical form.", _text),
     "port": ({"type": "integer", "minimum": 0, "maximum": 65535}, "Port of the destination.", str),
-    "protocol": (_TEXT, "tls, http, tcp or websocket.", _again),
-    "names": (_TEXTS, "Every other name that was claimed for the destination: SNI, Host, :authority.", _list),
-    "method": (_TEXT, "Method, as on the wire.", _again),
+    "protocol": (_TEXT, "tls, http, tcp or websocket.", _text),
+    "names": (_TEXTS, "Every other name that was claimed for the destination: SNI, Host, :authority.", _texts),
+    "method": (_TEXT, "Method, as on the wire.", _text),
     "overrides": (_TEXTS, "Values of method-override headers.", _texts),
     "path": (_TEXT, "Path on the wire, without the query. Absent if the configuration omits paths.", _text),
     "query_keys": (_TEXTS, "Names in the query. Never its values.", _texts),
-    "token": (_one_of("valid", "invalid"), "What became of the user token, if there was one.", _again),
-    "age": (_AGE, "Band of the person's age, with bounds at " + ", ".join(map(str, AGE_STEPS)) + ".", _again),
+    "token": (_one_of("valid", "invalid"), "What became of the user token, if there was one.", _text),
+    "age": (_AGE, "Band of the person's age, with bounds at " + ", ".join(map(str, AGE_STEPS)) + ".", _text),
     "assurance": (
         _one_of(*[a.name.lower() for a in Assurance]),
         "How well the age is known.",
         lambda value: f'"{Assurance(value).name.lower()}"',
     ),
-    "region": (_TEXT, "Region that the gates were judged for.", _again),
-    "addresses": (_TEXTS, "Addresses that might be dialled.", _list),
-    "bundle": (_DIGEST, "Identity of the bundle in force.", _again),
-    "policy_hash": (_DIGEST, "Hash of its policy, the same in every environment.", _again),
+    "region": (_TEXT, "Region that the gates were judged for.", _text),
+    "addresses": (_TEXTS, "Addresses that might be dialled.", _texts),
+    "bundle": (_DIGEST, "Identity of the bundle in force.", _text),
+    "policy_hash": (_DIGEST, "Hash of its policy, the same in every environment.", _text),
     "bundle_version": (_COUNT, "Version of the bundle in force.", str),
-    "ladder": (_one_of(*Ladder), "How far the policy could be proved current.", _again),
+    "ladder": (_one_of(*Ladder), "How far the policy could be proved current.", _text),
     "staleness_s": ({"type": "number", "minimum": 0}, "Seconds since the head expired; 0 while it is fresh.", "{:.3f}".format),
-    "limits": (_TEXTS, "Rate limits that matched.", _list),
-    "limit": (_TEXT, "The rate limit that refused.", _again),
+    "limits": (_TEXTS, "Rate limits that matched.", _texts),
+    "limit": (_TEXT, "The rate limit that refused.", _text),
     "sent": (_COUNT, "Bytes from the client to the upstream.", str),
     "received": (_COUNT, "Bytes from the upstream to the client.", str),
     "why": (_TEXT, "What ended it; of an event: started, torn, resumed.", _text),
@@ -220,6 +232,30 @@ _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
 """The fields that a line has if they are known, in the order of `Record`."""
 
 _WRITERS: Final = tuple((f',"{name}":', write) for name, (_, _, write) in _REST.items())
+
+
+def _groups() -> tuple[tuple[int, int, bool], ...]:
+    """Neighbouring fields as (first, end, whether the same values come again and again)."""
+    starts = (
+        "connection",
+        "verdict",
+        "client",
+        "host",
+        "method",
+        "path",
+        "token",
+        "addresses",
+        "bundle",
+        "staleness_s",
+        "limits",
+        "sent",
+    )
+    fresh = {"connection", "path", "staleness_s", "sent"}
+    bounds = [*(Record._fields.index(name) for name in starts), len(Record._fields)]
+    return tuple((bounds[i], bounds[i + 1], name not in fresh) for i, name in enumerate(starts))
+
+
+_GROUPS: Final = _groups()
 
 
 def json_schema() -> dict[str, object]:
