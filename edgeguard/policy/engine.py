@@ -39,9 +39,6 @@ _STAGES: Final = {
     PATH: Reason.PATH_NOT_ALLOWED,
 }
 
-type Reading = tuple[str, Segments, Segments]
-"""Method, segments, folded segments."""
-
 
 class Refused(NamedTuple):
     """Why, and which rule; `near` is the allow that got furthest."""
@@ -50,6 +47,29 @@ class Refused(NamedTuple):
     rule: str | None = None
     near: str | None = None
     required: Required | None = None
+
+
+_MALFORMED: Final = Refused(Reason.MALFORMED_REQUEST)
+_NO_PATHS: Final[tuple[Segments, ...]] = ((),)
+
+
+class Asked:
+    """A request as the conditions see it: every method and every path that it may mean."""
+
+    __slots__ = ("_folded", "methods", "paths", "protocol", "queries")
+
+    def __init__(
+        self, protocol: str, methods: tuple[str, ...], paths: tuple[Segments, ...], queries: tuple[Query, ...]
+    ) -> None:
+        self.protocol, self.methods, self.paths, self.queries = protocol, methods, paths, queries
+        self._folded: tuple[tuple[str, Segments], ...] | None = None
+
+    @property
+    def folded(self) -> tuple[tuple[str, Segments], ...]:
+        """(method, folded path) of every reading, for the loose matchers."""
+        if self._folded is None:
+            self._folded = tuple((m, fold(p)) for p in self.paths for m in self.methods)
+        return self._folded
 
 
 class Engine:
@@ -116,6 +136,7 @@ class Engine:
         allows = [a for a in plan.allows if a.cond.opens(protocol, plan.port)]
         refused = (
             self._early(plan)
+            or self._offline(plan, protocol, allows)
             or self._denied(plan, protocol)
             or self._no_allow(plan, protocol, allows)
             or self._address(plan, [a.id for a in allows])
@@ -137,7 +158,7 @@ class Engine:
                 self._lane(plan, protocol, allows),
                 None,
                 tuple(would),
-                self._limits(plan, protocol, rule or "", names, None, (), _NO_QUERY),
+                self._limits(plan, protocol, rule or "", names, None),
                 None,
                 _networks(allows),
                 until,
@@ -149,13 +170,17 @@ class Engine:
     def _early(plan: Plan) -> Refused | None:
         if plan.quarantine is not None:
             return Refused(Reason.QUARANTINED, plan.quarantine)
-        if plan.lost and not plan.allows:
-            return Refused(Reason.POLICY_RESTRICTED, None, plan.lost[0].id)
         if plan.unknown:
             return Refused(Reason.CLIENT_UNKNOWN, None, plan.near)
-        if plan.hard is not None:
+        if plan.hard is not None and not plan.lost:
             return Refused(Reason.DENIED_BY_RULE, plan.hard)
         return None
+
+    @staticmethod
+    def _offline(plan: Plan, protocol: str, allows: list[Statement]) -> Refused | None:
+        """Whether it is the freshness ladder that refuses: only an allow that does not survive offline leads there."""
+        lost = next((a.id for a in plan.lost if a.cond.opens(protocol, plan.port)), None)
+        return Refused(Reason.POLICY_RESTRICTED, None, lost) if lost is not None and not allows else None
 
     @staticmethod
     def _denied(plan: Plan, protocol: str) -> Refused | None:
@@ -236,7 +261,6 @@ class Engine:
 
     def _request(self, plan: Plan, request: Request, now: float) -> Decision:
         _, _, port, protocol, method, target, user, overrides = request
-        lane = Lane.INSPECT
         until = plan.end if plan.end != FOREVER else None
         if (
             method is None
@@ -244,172 +268,140 @@ class Engine:
             or (method not in _METHODS and not _TOKEN.match(method))
             or len(overrides) > MAX_OVERRIDES
         ):
-            return Decision(False, Reason.MALFORMED_REQUEST, None, lane, None, (), (), None, (), until)
+            return _refusal(_MALFORMED, Lane.INSPECT, (), until)
         try:
-            if plan.looks:
-                check_target(target)
-                paths = readings(target)
-                queries = query_readings(target) if "?" in target else _NO_QUERY
-            else:
-                check_target(target)
-                paths, queries = ((),), _NO_QUERY
+            check_target(target)
+            paths: tuple[Segments, ...] = readings(target) if plan.looks else _NO_PATHS
+            queries = query_readings(target) if plan.looks and "?" in target else _NO_QUERY
         except PathError:
-            return Decision(False, Reason.MALFORMED_REQUEST, None, lane, None, (), (), None, (), until)
-        refused = self._early(plan)
-        if refused is not None:
-            return _refusal(refused, lane, self._would_allow(plan, request, paths, queries), until)
+            return _refusal(_MALFORMED, Lane.INSPECT, (), until)
         methods = (method,) if not overrides else (method, *(o.strip().upper() for o in overrides))
-        granted: str | None = None
-        names: dict[str, None] | None = None
-        every: set[str] | None = None
-        restrictive = plan.denies or plan.gates or plan.limits or plan.report_denies or plan.report_gates
-        if (
-            len(paths) == 1
-            and len(methods) == 1
-            and len(plan.allows) == 1
-            and not plan.denies
-            and plan.learn is None
-        ):
-            allow = plan.allows[0]  # the common case: one allow, one reading
-            reach = allow.cond.reach(protocol, port, method, paths[0], queries)
-            if reach != OK:
-                refused = Refused(_stage_reason(reach, protocol), None, allow.id)
-                if plan.lost:
-                    refused = self._restricted(plan, protocol, methods, paths, queries) or refused
-            else:
-                granted = allow.id
-                names = {granted: None}
-                every = {granted}
-        else:
-            refused, names, every = self._readings(plan, protocol, methods, paths, queries)
-            granted = min(names) if names else plan.learn
-        folded = [fold(path) for path in paths] if restrictive else ()
+        asked = Asked(protocol, methods, paths, queries)
+        names: Sequence[str] = ()
+        every: Sequence[str] = ()
+        refused = self._early(plan)
         if refused is None:
-            refused = self._address(plan, tuple(every or ()))
+            refused, names, every = self._readings(plan, asked)
+        if refused is None:
+            refused = self._address(plan, every)
         if refused is None and plan.gates:
-            pairs = [(m, p) for m in methods for p in folded]
             gates = [
-                g for g in plan.gates if any(g.cond.hits(protocol, port, m, p, queries) for m, p in pairs)
+                g
+                for g in plan.gates
+                if any(g.cond.hits(protocol, port, m, p, queries) for m, p in asked.folded)
             ]
             if gates:
-                refused = self._gates(gates, user, now)
-                until = _until(plan, user, now)
+                refused, until = self._gates(gates, user, now), _until(plan, user, now)
         if refused is not None:
-            return _refusal(refused, lane, self._would_allow(plan, request, paths, queries), until)
-        if (
-            not (plan.limits or plan.report_denies or plan.report_gates or plan.gates)
-            and plan.learn is None
-            and len(names or ()) == 1
-        ):
-            kept = plan.grants.get(granted or "")
-            if kept is not None:
-                return kept
-        would: list[tuple[str, str]] = []
-        for statement in plan.report_denies:
-            if self._hits(plan, statement, protocol, methods, folded, paths, queries):
-                would.append(("would_deny", statement.id))
-        for statement in plan.report_gates:
-            if any(
-                statement.cond.hits(protocol, port, m, p, queries) for m in methods for p in folded
-            ) and self._gates([statement], user, now):
-                would.append(("would_deny", statement.id))
-        if not names and plan.learn is not None:
-            would.append(("would_deny", plan.learn))
-        limits = self._limits(
-            plan, protocol, granted or "", list(names or ()), methods, folded, queries, paths
+            return _refusal(refused, Lane.INSPECT, self._would_allow(plan, asked), until)
+        granted = min(names) if names else plan.learn or ""
+        if not plan.varies and len(names) == 1:
+            kept = plan.grants.get(granted)
+            if kept is None:
+                resolves = _networks([a for a in plan.allows if a.id in every])
+                kept = plan.grants[granted] = Decision(
+                    True, None, granted, Lane.INSPECT, None, (), (), None, resolves, until
+                )
+            return kept
+        limits = self._limits(plan, protocol, granted, names, asked)
+        resolves = _networks([a for a in plan.allows if a.id in every])
+        return Decision(
+            True,
+            None,
+            granted,
+            Lane.INSPECT,
+            None,
+            self._would_deny(plan, asked, names, user, now),
+            limits,
+            None,
+            resolves,
+            until,
         )
-        resolves = _networks([a for a in plan.allows if a.id in (every or ())])
-        decision = Decision(True, None, granted, lane, None, tuple(would), limits, None, resolves, until)
-        if (
-            not (plan.limits or would or plan.report_denies or plan.report_gates or plan.gates)
-            and plan.learn is None
-            and len(names or ()) == 1
-        ):
-            plan.grants[granted or ""] = decision
-        return decision
 
-    def _readings(
-        self,
-        plan: Plan,
-        protocol: str,
-        methods: Sequence[str],
-        paths: Sequence[Segments],
-        queries: tuple[Query, ...],
-    ) -> tuple[Refused | None, dict[str, None], set[str]]:
-        """AND over all readings. Returns the refusal that comes first on the ladder, the allows that matched, and those that matched always."""
-        folded = [fold(path) for path in paths] if plan.denies else []
+    def _readings(self, plan: Plan, asked: Asked) -> tuple[Refused | None, Sequence[str], Sequence[str]]:
+        """AND over all readings.
+
+        Returns the refusal that comes first on the ladder, the allows that matched some reading, and those that matched every one.
+        """
+        protocol, methods, paths, queries = asked.protocol, asked.methods, asked.paths, asked.queries
+        names: Sequence[str]
+        every: Sequence[str]
+        if len(plan.allows) == 1 and len(paths) == 1 and len(methods) == 1 and plan.learn is None:
+            allow = plan.allows[0]
+            reach = allow.cond.reach(protocol, plan.port, methods[0], paths[0], queries)
+            worst = None if reach == OK else Refused(_stage_reason(reach, protocol), None, allow.id)
+            names = every = (allow.id,)
+        else:
+            worst, names, every = self._all_readings(plan, asked)
+        if worst is not None and plan.lost and (restricted := self._restricted(plan, asked)) is not None:
+            return restricted, (), ()
         for deny in plan.denies:
-            if self._hits(plan, deny, protocol, methods, folded, paths, queries):
-                return Refused(Reason.DENIED_BY_RULE, deny.id), {}, set()
+            if self._hits(plan, deny, asked):
+                return Refused(Reason.DENIED_BY_RULE, deny.id), (), ()
+        return worst, names, every
+
+    @staticmethod
+    def _all_readings(plan: Plan, asked: Asked) -> tuple[Refused | None, Sequence[str], Sequence[str]]:
         names: dict[str, None] = {}
         every = {a.id for a in plan.allows}
         worst: Refused | None = None
-        for method in methods:
-            for path in paths:
+        for method in asked.methods:
+            for path in asked.paths:
                 reached, near, matched = -1, None, []
                 for allow in plan.allows:
-                    reach = allow.cond.reach(protocol, plan.port, method, path, queries)
+                    reach = allow.cond.reach(asked.protocol, plan.port, method, path, asked.queries)
                     if reach == OK:
                         matched.append(allow.id)
                     elif reach > reached:
                         reached, near = reach, allow.id
-                if matched:
-                    names.update(dict.fromkeys(matched))
-                    every.intersection_update(matched)
+                names.update(dict.fromkeys(matched))
+                every.intersection_update(matched)
+                if matched or plan.learn is not None:
                     continue
-                every = set()
-                if plan.learn is not None:
-                    continue
-                reason = _stage_reason(reached, protocol) if plan.allows else STAGE_REASON[plan.stage]
-                refused = Refused(reason, None, near if plan.allows else plan.near)
-                if worst is None or _LADDER[refused.reason] < _LADDER[worst.reason]:
-                    worst = refused
-        if worst is not None:
-            worst = self._restricted(plan, protocol, methods, paths, queries) or worst
-        return worst, names, every
+                reason = _stage_reason(reached, asked.protocol) if plan.allows else STAGE_REASON[plan.stage]
+                if worst is None or _LADDER[reason] < _LADDER[worst.reason]:
+                    worst = Refused(reason, None, near if plan.allows else plan.near)
+        return worst, tuple(names), tuple(every)
+
+    def _would_deny(
+        self, plan: Plan, asked: Asked, names: Sequence[str], user: User | None, now: float
+    ) -> tuple[tuple[str, str], ...]:
+        would = [("would_deny", s.id) for s in plan.report_denies if self._hits(plan, s, asked)]
+        for statement in plan.report_gates:
+            meant = any(
+                statement.cond.hits(asked.protocol, plan.port, m, p, asked.queries) for m, p in asked.folded
+            )
+            if meant and self._gates([statement], user, now) is not None:
+                would.append(("would_deny", statement.id))
+        if not names and plan.learn is not None:
+            would.append(("would_deny", plan.learn))
+        return tuple(would)
 
     @staticmethod
-    def _restricted(
-        plan: Plan,
-        protocol: str,
-        methods: Sequence[str],
-        paths: Sequence[Segments],
-        queries: tuple[Query, ...],
-    ) -> Refused | None:
-        """Whether it is the ladder that refuses: an allow matched that does not survive offline."""
+    def _restricted(plan: Plan, asked: Asked) -> Refused | None:
+        """Whether it is the freshness ladder that refuses: an allow matched that does not survive offline."""
         for allow in plan.lost:
-            if all(
-                allow.cond.reach(protocol, plan.port, m, p, queries) == OK for m in methods for p in paths
-            ):
+            if _reaches(allow, plan.port, asked):
                 return Refused(Reason.POLICY_RESTRICTED, None, allow.id)
         return None
 
     @staticmethod
-    def _hits(
-        plan: Plan, statement: Statement, protocol: str, methods: Sequence[str], folded: Sequence[Segments],
-        paths: Sequence[Segments], queries: tuple[Query, ...],
-    ) -> bool:  # fmt: skip
+    def _hits(plan: Plan, statement: Statement, asked: Asked) -> bool:
         """A restrictive statement matches some reading, and no exception matches every one."""
-        cond = statement.cond
-        if not any(cond.hits(protocol, plan.port, m, p, queries) for m in methods for p in folded):
+        cond, queries = statement.cond, asked.queries
+        for method, path in asked.folded:
+            if cond.hits(asked.protocol, plan.port, method, path, queries):
+                break
+        else:
             return False
         lifts = plan.lifts.get(statement.id)
         return lifts is None or not any(
-            all(lift.lifts(m, p, queries) for m in methods for p in paths) for lift in lifts
+            all(lift.lifts(m, p, queries) for m in asked.methods for p in asked.paths) for lift in lifts
         )
 
     @staticmethod
-    def _would_allow(
-        plan: Plan, request: Request, paths: Sequence[Segments], queries: tuple[Query, ...]
-    ) -> tuple[tuple[str, str], ...]:
-        if not plan.report_allows or request.method is None:
-            return ()
-        method = request.method
-        return tuple(
-            ("would_allow", a.id)
-            for a in plan.report_allows
-            if all(a.cond.reach(request.protocol, plan.port, method, p, queries) == OK for p in paths)
-        )
+    def _would_allow(plan: Plan, asked: Asked) -> tuple[tuple[str, str], ...]:
+        return tuple(("would_allow", a.id) for a in plan.report_allows if _reaches(a, plan.port, asked))
 
     def _gates(self, gates: Sequence[Statement], user: User | None, now: float) -> Refused | None:
         """The refusal of the gates that match, first on the ladder, then by id."""
@@ -446,31 +438,25 @@ class Engine:
         return None
 
     def _limits(
-        self, plan: Plan, protocol: str, rule: str, names: Sequence[str], methods: Sequence[str] | None,
-        folded: Sequence[Segments], queries: tuple[Query, ...], paths: Sequence[Segments] = (),
-    ) -> tuple[LimitHit, ...]:  # fmt: skip
-        """The limits that count this request, or (without methods) this connection."""
+        self, plan: Plan, protocol: str, rule: str, names: Sequence[str], asked: Asked | None
+    ) -> tuple[LimitHit, ...]:
+        """The limits that count this request, or (without `asked`) this connection."""
         hits: list[LimitHit] = []
         for statement, hit in plan.limits:
             limit = statement.limit
-            if hit is None or limit is None:
+            if limit is None or (limit.rules is not None and limit.rules.isdisjoint(names)):
                 continue
-            if limit.rules is not None and limit.rules.isdisjoint(names):
-                continue
-            if methods is None:
+            if asked is None:
                 if limit.unit == "requests" or not statement.cond.may_touch(protocol, plan.port):
                     continue
             elif limit.unit == "requests":
-                if not self._hits(plan, statement, protocol, methods, folded, paths, queries):
+                if not self._hits(plan, statement, asked):
                     continue
             elif (
                 limit.unit != "bytes" or protocol != "http" or not statement.cond.touches(protocol, plan.port)
             ):
-                continue
-            if "\x00" in hit.key:
-                method = "other" if methods is None or methods[0] not in _METHODS else methods[0]
-                hit = hit._replace(key=hit.key.replace("\x00rule", rule).replace("\x00method", method))  # noqa: PLW2901
-            hits.append(hit)
+                continue  # connections are counted once, when they open; plain HTTP has no CONNECT to count its bytes
+            hits.append(_keyed(hit, rule, asked))
         return tuple(hits)
 
     # the addresses behind the name
@@ -538,18 +524,35 @@ class Engine:
         for deny in sorted(scratch.denies, key=lambda s: s.id):
             if not known and deny.cond.may_touch(request.protocol, request.port):
                 return deny.id
-            if known and self._hits(scratch, deny, request.protocol, *self._parts(request)):
+            if known and self._hits(scratch, deny, _asked(request)):
                 return deny.id
         gates = [g for g in scratch.gates if g.cond.may_touch(request.protocol, request.port)]
         refused = self._gates(gates, request.user, now)
         return None if refused is None else refused.rule
 
-    @staticmethod
-    def _parts(request: Request) -> tuple[list[str], list[Segments], tuple[Segments, ...], tuple[Query, ...]]:
-        assert request.method is not None and request.target is not None  # noqa: S101, PT018 - the caller looked
-        paths = readings(request.target)
-        methods = [request.method, *(o.strip().upper() for o in request.overrides)]
-        return methods, [fold(p) for p in paths], paths, query_readings(request.target)
+
+def _asked(request: Request) -> Asked:
+    """The readings of a request that `decide` has already found well-formed."""
+    target = request.target or "/"
+    methods = (request.method or "", *(o.strip().upper() for o in request.overrides))
+    return Asked(request.protocol, methods, readings(target), query_readings(target))
+
+
+def _reaches(allow: Statement, port: int, asked: Asked) -> bool:
+    """Strict match of every reading."""
+    return all(
+        allow.cond.reach(asked.protocol, port, m, p, asked.queries) == OK
+        for m in asked.methods
+        for p in asked.paths
+    )
+
+
+def _keyed(hit: LimitHit, rule: str, asked: Asked | None) -> LimitHit:
+    """Fills in what only the request knows; methods outside the standard ones share a quota."""
+    if "\x00" not in hit.key:
+        return hit
+    method = "other" if asked is None or asked.methods[0] not in _METHODS else asked.methods[0]
+    return hit._replace(key=hit.key.replace("\x00rule", rule).replace("\x00method", method))
 
 
 def _stage_reason(reach: int, protocol: str) -> Reason:

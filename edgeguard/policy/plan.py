@@ -42,9 +42,9 @@ class Plan:
     """The residual policy for one (client, host, port). Lists are ordered by id."""
 
     __slots__ = (
-        "address", "allows", "client_key", "connect", "denies", "end", "gates", "grants", "hard", "learn", "lifts", "limits",
-        "looks", "lost", "near", "never", "opaque_key", "port", "quarantine", "report_allows", "report_denies", "report_gates", "stage",
-        "start", "unknown",
+        "address", "allows", "connect", "denies", "end", "gates", "grants", "hard", "learn", "lifts", "limits",
+        "looks", "lost", "near", "never", "port", "quarantine", "report_allows", "report_denies", "report_gates", "stage",
+        "start", "unknown", "varies",
     )  # fmt: skip
 
     def __init__(self, port: int) -> None:
@@ -55,7 +55,7 @@ class Plan:
         """Allows that would hold if the policy could be proved current."""
         self.denies: list[Statement] = []
         self.gates: list[Statement] = []
-        self.limits: list[tuple[Statement, LimitHit | None]] = []
+        self.limits: list[tuple[Statement, LimitHit]] = []
         """With the hit, where the key is known already."""
         self.report_allows: list[Statement] = []
         self.report_denies: list[Statement] = []
@@ -76,7 +76,8 @@ class Plan:
         """For a special-purpose literal: the allows whose `resolves_to` holds it."""
         self.looks = False
         """Some condition here reads the path or the query."""
-        self.client_key = ""
+        self.varies = False
+        """An allowed request may differ from the next one in more than the rule that granted it."""
         self.connect: dict[str, Decision] = {}
         self.grants: dict[str, Decision] = {}
 
@@ -122,21 +123,8 @@ class Planner:
                 if only_restrictive and kind is Kind.ALLOW:
                     continue
                 if not entries[place + 1] <= port <= entries[place + 2]:
-                    if (
-                        kind is Kind.ALLOW
-                        and plan.stage < PORT
-                        and statement.percent
-                        and self.active(plan, statement, now)
-                    ):
-                        plan.stage, plan.near = PORT, statement.id
-                    elif (
-                        kind is Kind.ALLOW
-                        and plan.stage == PORT
-                        and statement.id < (plan.near or "")
-                        and statement.percent
-                        and self.active(plan, statement, now)
-                    ):
-                        plan.near = statement.id
+                    if kind is Kind.ALLOW and plan.stage <= PORT and (statement.survive or not restricted):
+                        self._miss_port(plan, statement, now)
                     continue
                 if index in seen:
                     continue
@@ -145,6 +133,14 @@ class Planner:
                     self._allow(plan, statement, client, groups, now, restricted)
                 else:
                     self.restrict(plan, statement, client, groups, host, literal, now, restricted)
+
+    def _miss_port(self, plan: Plan, statement: Statement, now: float) -> None:
+        if (
+            statement.percent
+            and (plan.stage < PORT or statement.id < (plan.near or ""))
+            and self.active(plan, statement, now)
+        ):
+            plan.stage, plan.near = PORT, statement.id
 
     def entries(
         self, table: StatementTable, host: str, literal: Address | None
@@ -197,6 +193,7 @@ class Planner:
     ) -> None:
         if not statement.plain and not self.active(plan, statement, now):
             return
+        survives = statement.survive or not restricted
         clients = statement.clients
         if not (client.identified if clients is None else clients.has(client, groups)):
             stage = CLIENT
@@ -205,13 +202,15 @@ class Planner:
         else:
             if not self.enforced(statement, client):
                 plan.report_allows.append(statement)
-            elif restricted and not statement.survive:
+            elif not survives:
                 plan.lost.append(statement)
             else:
                 plan.allows.append(statement)
             return
-        if self.enforced(statement, client) and (
-            plan.stage < stage or (plan.stage == stage and statement.id < (plan.near or ""))
+        if (
+            survives
+            and self.enforced(statement, client)
+            and (plan.stage < stage or (plan.stage == stage and statement.id < (plan.near or "")))
         ):
             plan.stage, plan.near = stage, statement.id
 
@@ -246,7 +245,7 @@ class Planner:
                     return
                 plan.limits.append((statement, self._hit(statement, client, enforced)))
             case Kind.LEARN:
-                if plan.learn is None or statement.id < plan.learn:
+                if not restricted and (plan.learn is None or statement.id < plan.learn):
                     plan.learn = statement.id
             case Kind.QUARANTINE:
                 inside = singles(literal, self.nat64)
@@ -321,7 +320,7 @@ class Planner:
         return int.from_bytes(digest) % 100
 
     @staticmethod
-    def _hit(statement: Statement, client: Client, enforced: bool) -> LimitHit | None:
+    def _hit(statement: Statement, client: Client, enforced: bool) -> LimitHit:
         limit = statement.limit
         assert limit is not None  # noqa: S101 - checked when the statement was made
         parts: list[str] = []
@@ -368,6 +367,7 @@ class Planner:
                 )
         elif host in METADATA_NAMES:
             plan.never = True
+        plan.varies = bool(plan.limits or plan.report_denies or plan.report_gates or plan.gates or plan.learn)
         everything = (
             plan.allows,
             plan.denies,

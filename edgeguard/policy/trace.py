@@ -165,6 +165,4 @@ def _lane_because(engine: Engine, plan: Plan, request: Request, now: float, rest
             if plan.allows
             else "no allow covers everything there"
         )
-    return "a limit counts requests: " + next(
-        (s.id for s, h in plan.limits if h is not None and h.unit == "requests"), ""
-    )
+    return "a limit counts requests: " + next((s.id for s, h in plan.limits if h.unit == "requests"), "")
