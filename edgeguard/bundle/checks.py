@@ -47,7 +47,7 @@ def head_order(state: TrustState, head: Head, name: str) -> None:
     for member, old in (state.head.members if state.head else {}).items():
         if member not in head.members:
             raise Refusal(RefusalCode.MEMBER_MISSING, f"member {member!r} has vanished from the head")
-        if head.members[member].version < old.version and member != "bundle":
+        if head.members[member].version < old.version:
             raise Refusal(
                 RefusalCode.ROLLBACK_BUNDLE, f"member {member!r} goes back from version {old.version}"
             )

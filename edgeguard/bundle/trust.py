@@ -158,7 +158,9 @@ def _rotated(state: TrustState, root: Root) -> TrustState:
         marks = replace(marks, head_version=0, head_identity="")
     if old and (new is None or not set(old.release.keys) <= set(new.release.keys)):
         # `_rejudged` restores these from the bundle in force, if the remaining keys still carry it.
+        # The held head may have named a version that a retired key drove up; it is offered again anyway.
         marks = replace(marks, bundle_version=0, bundle_identity="", gated=())
+        state = replace(state, head=None, head_bytes=b"")
     return replace(state, marks=marks)
 
 

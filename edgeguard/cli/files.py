@@ -75,7 +75,7 @@ def read_signer(path: Path, passphrase_file: Path | None = None) -> SigningKey:
         hint = (
             f"; give --passphrase-file or set {PASSPHRASE_VARIABLE}" if "none was given" in str(error) else ""
         )
-        raise KeyFileError(f"{path}: {error}{hint}") from None
+        raise type(error)(f"{path}: {error}{hint}") from None
 
 
 def read_signers(paths: Iterable[Path], passphrase_file: Path | None = None) -> list[SigningKey]:
@@ -107,23 +107,15 @@ def write(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -
 
 
 def read_sources(folder: Path) -> dict[str, bytes]:
-    """The YAML files of a policy folder by relative name, without its tests."""
+    """The modules of a policy folder that holds at least one."""
+    from edgeguard.folder import read_modules
+
     if not folder.is_dir():
         fail(f"{folder}: no such policy folder")
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in {".yaml", ".yml"} and path.is_file() and not _is_test(path.relative_to(folder))
-    }
+    found = read_modules(folder)
     if not found:
         fail(f"{folder}: holds no policy (*.yaml)")
     return found
-
-
-def _is_test(name: Path) -> bool:
-    return (
-        "tests" in name.parts[:-1] or name.stem.endswith((".test", "_test")) or name.stem.startswith("test_")
-    )
 
 
 def compiled(folder: Path) -> dict[str, object]:

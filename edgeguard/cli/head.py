@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -192,7 +193,7 @@ class HeadSigner:
         return best
 
     def _read_blobs(self, policy: "Environment") -> None:
-        from edgeguard.bundle.refusal import Refusal
+        from edgeguard.bundle.refusal import Refusal, RefusalCode
         from edgeguard.bundle.signing import candidate
 
         folder = (self._directory or Path()) / "blobs"
@@ -205,7 +206,10 @@ class HeadSigner:
         for name in names - self._blobs.keys():
             data = (folder / name).read_bytes()
             try:
-                honest = hashlib.sha256(data).hexdigest() == name
-                self._blobs[name] = candidate(data, name, self._environment, policy) if honest else None
+                if hashlib.sha256(data).hexdigest() != name:
+                    raise Refusal(RefusalCode.HASH_MISMATCH, name)
+                found = candidate(data, name, self._environment, policy)
+                # Only what choosing needs is kept: policies are large and old blobs many.
+                self._blobs[name] = found._replace(bundle=replace(found.bundle, policy=b""))
             except Refusal:
                 self._blobs[name] = None

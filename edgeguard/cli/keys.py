@@ -3,11 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeguard.cli.console import fail, out, print_json
+
+if TYPE_CHECKING:
+    from edgeguard.bundle.documents import Root
 
 root_app = typer.Typer(no_args_is_help=True, help="The root: who may sign what, in which environment.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -183,15 +186,14 @@ def rotate(
 
 
 def _finish(
-    root: object, target: Path, keys: list[Path], passphrase_file: Path | None, *, json: bool, before: int = 0
+    root: "Root", target: Path, keys: list[Path], passphrase_file: Path | None, *, json: bool, before: int = 0
 ) -> None:
-    from edgeguard.bundle.documents import Kind, Root
+    from edgeguard.bundle.documents import Kind
     from edgeguard.bundle.signing import add_signatures, describe, unsigned
     from edgeguard.cli.files import read_signers, read_text, write
 
-    assert isinstance(root, Root)  # noqa: S101 - narrows a lazily imported type
     payload = root.to_payload()
-    Root.parse(payload)
+    root.parse(payload)  # refuses what no node would take
     secrets = [path for path in keys if "secret-key" in read_text(path)[:40]]
     data = add_signatures(unsigned(Kind.ROOT, "", payload), read_signers(secrets, passphrase_file))
     write(target, data)

@@ -1,14 +1,23 @@
 """A small world to offer things to: published test keys, a root, and makers of documents."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from edgeguard.bundle import build
-from edgeguard.bundle.documents import BlobRef, Bundle, Caps, Environment, Head, Kind, Quorum, Root, media_type
+from edgeguard.bundle.documents import (
+    BlobRef,
+    Bundle,
+    Caps,
+    Environment,
+    Head,
+    Quorum,
+    Root,
+    media_type,
+)
 from edgeguard.bundle.envelope import seal
 from edgeguard.bundle.refusal import RefusalCode
 from edgeguard.bundle.testkeys import published
-from edgeguard.bundle.trust import BundleOffered, HeadOffered, Refuse, RootOffered, TrustState, snapshot, step
+from edgeguard.bundle.trust import BundleOffered, HeadOffered, Refuse, RootOffered, TrustState, step
 
 T0 = 1_800_000_000
 HOUR = 3600
@@ -58,9 +67,15 @@ def environment(release=(L1,), head=(H1,), threshold=1, widening=None, head_thre
     )
 
 
-def root(version=1, keys=(R1, R2, R3), threshold=2, environments=None, issued=T0 - DAY, expires=T0 + 365 * DAY):
+def root(
+    version=1, keys=(R1, R2, R3), threshold=2, environments=None, issued=T0 - DAY, expires=T0 + 365 * DAY
+):
     return Root(
-        version, issued, expires, quorum(*keys, threshold=threshold), {ENV: environment()} if environments is None else environments
+        version,
+        issued,
+        expires,
+        quorum(*keys, threshold=threshold),
+        {ENV: environment()} if environments is None else environments,
     )
 
 
@@ -74,10 +89,14 @@ def sealed_root(document, *signers):
     return sealed(document, *(signers or (R1, R2)))
 
 
-def bundle(version=1, *, rules=(), env=ENV, issued=T0, not_before=None, expires=None, grace=0, gated=None, **more):
+def bundle(
+    version=1, *, rules=(), env=ENV, issued=T0, not_before=None, expires=None, grace=0, gated=None, **more
+):
     section = build.encode_section(sections(rules or [f"rule of version {version}"], **(gated or {})))
     not_before = issued if not_before is None else not_before
-    return Bundle(env, version, issued, not_before, expires or issued + 20 * DAY, section, grace_s=grace, **more)
+    return Bundle(
+        env, version, issued, not_before, expires or issued + 20 * DAY, section, grace_s=grace, **more
+    )
 
 
 def ref(data, version):
@@ -88,7 +107,12 @@ def ref(data, version):
 
 def head(version, blob, blob_version, *, env=ENV, issued=T0, expires=None, quarantine=0, **members):
     return Head(
-        env, version, issued, expires or issued + HOUR, {"bundle": ref(blob, blob_version), **members}, quarantine
+        env,
+        version,
+        issued,
+        expires or issued + HOUR,
+        {"bundle": ref(blob, blob_version), **members},
+        quarantine,
     )
 
 
@@ -119,7 +143,9 @@ class Node:
         blob = sealed(document, *(signers or (L1,)))
         number = head_version or document.version
         more.setdefault("issued", int(now) - 1)
-        done = self.head(head(number, blob, document.version, env=document.environment, **more), *head_signers, now=now)
+        done = self.head(
+            head(number, blob, document.version, env=document.environment, **more), *head_signers, now=now
+        )
         if code(done):
             return done
         return self.offer(BundleOffered(blob), now)
@@ -144,6 +170,3 @@ def alarm(effects) -> bool:
 
 def kinds(effects):
     return [type(effect).__name__ for effect in effects]
-
-
-__all__ = [name for name in globals() if not name.startswith("_")] + ["Kind", "replace"]

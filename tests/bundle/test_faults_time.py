@@ -1,12 +1,36 @@
 """Fault rows B1 to B23: versions and time."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
-from kit import *
+from kit import (
+    DAY,
+    ENV,
+    H1,
+    H2,
+    HOUR,
+    L1,
+    L2,
+    L3,
+    L4,
+    T0,
+    Node,
+    alarm,
+    bundle,
+    code,
+    environment,
+    head,
+    kinds,
+    root,
+    sealed,
+    sections,
+)
 
+from edgeguard.bundle import build
+from edgeguard.bundle.documents import BlobRef, Bundle, Head
 from edgeguard.bundle.refusal import Refusal
-from edgeguard.bundle.trust import Marks
+from edgeguard.bundle.trust import BundleOffered, HeadOffered, Marks, snapshot
 
 ONE = sealed(bundle(1), L1)
 
@@ -17,11 +41,11 @@ def node():
 
 
 def row(name):
-    return pytest.mark.parametrize("_", [pytest.param(0, id=f"fault-{name}")])
+    return pytest.mark.parametrize("case", [pytest.param(0, id=f"fault-{name}")])
 
 
 @row("B1")
-def test_a_lower_head(node, _):
+def test_a_lower_head(node, case):
     node.head(head(5, ONE, 1))
     before = node.state
     effects = node.head(head(4, ONE, 1))
@@ -31,7 +55,7 @@ def test_a_lower_head(node, _):
 
 
 @row("B2")
-def test_the_same_head_again_extends_nothing(node, _):
+def test_the_same_head_again_extends_nothing(node, case):
     before = snapshot(node.state)
     again = node.state.head_bytes
     effects = node.offer(HeadOffered(again), T0 + 1000)
@@ -40,7 +64,7 @@ def test_the_same_head_again_extends_nothing(node, _):
 
 
 @row("B2-fetch")
-def test_the_same_head_again_asks_for_what_is_missing(_):
+def test_the_same_head_again_asks_for_what_is_missing(case):
     node = Node.new()
     first = node.head(head(1, ONE, 1))
     assert kinds(first) == ["Store", "RaiseMarks", "Fetch"]
@@ -48,7 +72,7 @@ def test_the_same_head_again_asks_for_what_is_missing(_):
 
 
 @row("B3")
-def test_two_heads_of_one_version(node, _):
+def test_two_heads_of_one_version(node, case):
     before = node.state
     effects = node.head(head(1, ONE, 1, issued=T0 + 1))
     assert code(effects) == "equivocation"
@@ -57,13 +81,13 @@ def test_two_heads_of_one_version(node, _):
 
 
 @row("B3-signatures")
-def test_more_signatures_are_not_other_content(_):
+def test_more_signatures_are_not_other_content(case):
     node = Node.running(root(environments={ENV: environment(head=(H1, H2))}))
     assert node.head(node.state.head, H1, H2) == ()
 
 
 @row("B4")
-def test_a_head_that_names_a_lower_bundle(node, _):
+def test_a_head_that_names_a_lower_bundle(node, case):
     assert code(node.update(bundle(3), head_version=2)) is None
     effects = node.head(head(3, sealed(bundle(2), L1), 2))
     assert code(effects) == "rollback_bundle"
@@ -72,8 +96,14 @@ def test_a_head_that_names_a_lower_bundle(node, _):
     assert node.state.head.version == 2
 
 
+@row("B4-unfetched")
+def test_a_head_goes_back_on_no_promise(node, case):
+    node.head(head(2, sealed(bundle(3), L1), 3))
+    assert code(node.head(head(3, sealed(bundle(2), L1), 2))) == "rollback_bundle"
+
+
 @row("B5")
-def test_two_bundles_of_one_version(node, _):
+def test_two_bundles_of_one_version(node, case):
     effects = node.update(bundle(1, rules=["other"]), head_version=2)
     assert code(effects) == "equivocation"
     assert alarm(effects)
@@ -81,7 +111,7 @@ def test_two_bundles_of_one_version(node, _):
 
 
 @row("B5-signatures")
-def test_a_bundle_that_gained_a_signature_is_the_same_bundle(_):
+def test_a_bundle_that_gained_a_signature_is_the_same_bundle(case):
     node = Node.running(root(environments={ENV: environment(release=(L1, L2))}))
     engine = node.state.engine
     assert code(node.update(bundle(1), L1, L2, head_version=2)) is None
@@ -90,14 +120,14 @@ def test_a_bundle_that_gained_a_signature_is_the_same_bundle(_):
 
 
 @row("B6")
-def test_a_bundle_of_another_version_than_the_head_says(node, _):
+def test_a_bundle_of_another_version_than_the_head_says(node, case):
     data = sealed(bundle(3), L1)
     node.head(head(2, data, 2))
     assert code(node.offer(BundleOffered(data))) == "version_mismatch"
 
 
 @row("B7")
-def test_another_blob_is_refused_before_signatures(node, _, monkeypatch):
+def test_another_blob_is_refused_before_signatures(node, case, monkeypatch):
     from edgeguard.bundle.envelope import Envelope
 
     named, other = sealed(bundle(2), L1), sealed(bundle(2, rules=["other"]), L1)
@@ -108,12 +138,12 @@ def test_another_blob_is_refused_before_signatures(node, _, monkeypatch):
 
 
 @row("B7-none")
-def test_a_bundle_without_a_head(_):
+def test_a_bundle_without_a_head(case):
     assert code(Node.new().offer(BundleOffered(ONE))) == "head_missing"
 
 
 @row("B8")
-def test_a_member_that_vanishes(node, _):
+def test_a_member_that_vanishes(node, case):
     node.head(head(2, ONE, 1, manifest=BlobRef(7, "00" * 32, 10)))
     assert code(node.head(head(3, ONE, 1))) == "member_missing"
     assert code(node.head(head(3, ONE, 1, manifest=BlobRef(6, "00" * 32, 10)))) == "rollback_bundle"
@@ -123,7 +153,7 @@ def test_a_member_that_vanishes(node, _):
 
 
 @row("B9")
-def test_an_expired_head_is_a_freeze(node, _):
+def test_an_expired_head_is_a_freeze(node, case):
     before = node.state
     assert code(node.head(head(2, ONE, 1), now=T0 + HOUR)) == "freeze"
     assert node.state is before
@@ -131,7 +161,7 @@ def test_an_expired_head_is_a_freeze(node, _):
 
 
 @row("B10")
-def test_a_replayed_head_serves_until_it_expires(_):
+def test_a_replayed_head_serves_until_it_expires(case):
     node = Node.new()
     node.update(bundle(1, grace=600))
     for now in range(T0 + 10, T0 + HOUR, 600):
@@ -142,7 +172,7 @@ def test_a_replayed_head_serves_until_it_expires(_):
 
 
 @row("B11")
-def test_an_expired_bundle_closes_at_once(_):
+def test_an_expired_bundle_closes_at_once(case):
     node = Node.new()
     node.update(bundle(1, expires=T0 + 60, grace=HOUR))
     found = snapshot(node.state)
@@ -152,7 +182,7 @@ def test_an_expired_bundle_closes_at_once(_):
 
 
 @row("B12")
-def test_a_bundle_that_is_not_valid_yet(node, _):
+def test_a_bundle_that_is_not_valid_yet(node, case):
     effects = node.update(bundle(2, not_before=T0 + 100))
     assert code(effects) == "not_before"
     assert effects[-1].refusal.retry_at == T0 + 100
@@ -176,19 +206,20 @@ def test_an_absurd_lifetime_of_a_bundle(node, document):
 
 
 @pytest.mark.parametrize(
-    "expires", [pytest.param(T0 + 2 * HOUR + 1, id="fault-B13-head-cap"), pytest.param(T0, id="fault-B13-head-empty")]
+    "expires",
+    [pytest.param(T0 + 2 * HOUR + 1, id="fault-B13-head-cap"), pytest.param(T0, id="fault-B13-head-empty")],
 )
 def test_an_absurd_lifetime_of_a_head(node, expires):
     assert code(node.head(head(2, ONE, 1, expires=expires))) == "lifetime"
 
 
 @row("B13-root")
-def test_an_absurd_lifetime_of_a_root(_):
+def test_an_absurd_lifetime_of_a_root(case):
     assert code(Node.new().root(root(2, expires=T0 - DAY))) == "lifetime"
 
 
 @row("B13-lowered")
-def test_lowered_caps_bind_the_bundle_in_force(_):
+def test_lowered_caps_bind_the_bundle_in_force(case):
     node = Node.new()
     node.update(bundle(1, expires=T0 + 20 * DAY, grace=DAY))
     node.root(root(2, environments={ENV: environment(bundle_lifetime_s=DAY, grace_s=10)}))
@@ -198,7 +229,7 @@ def test_lowered_caps_bind_the_bundle_in_force(_):
 
 
 @row("B14")
-def test_an_expired_final_root_is_kept_and_freezes_the_rest(node, _):
+def test_an_expired_final_root_is_kept_and_freezes_the_rest(node, case):
     effects = node.root(root(2, expires=T0 + 10), now=T0 + 20)
     assert "Store" in kinds(effects)
     assert code(node.head(head(2, ONE, 1), now=T0 + 20)) == "root_expired"
@@ -207,27 +238,29 @@ def test_an_expired_final_root_is_kept_and_freezes_the_rest(node, _):
 
 
 @row("B15")
-def test_an_expired_intermediate_root(node, _):
+def test_an_expired_intermediate_root(node, case):
     node.root(root(2, expires=T0 + 10), now=T0 + 20)
     node.root(root(3), now=T0 + 20)
     assert code(node.head(head(2, ONE, 1), now=T0 + 20)) is None
 
 
 @row("B16")
-def test_an_expired_stored_head_blocks_nothing(node, _):
+def test_an_expired_stored_head_blocks_nothing(node, case):
     later = T0 + 5 * HOUR
     again = Node.new(marks=node.state.marks)
     again.offer(HeadOffered(node.state.head_bytes, stored=True), later)
     effects = again.offer(BundleOffered(ONE, stored=True), later)
     assert kinds(effects) == ["RaiseMarks", "Activate"]
-    assert replace(snapshot(again.state), engine=node.state.engine) == snapshot(node.state), "no grace is restarted"
+    assert replace(snapshot(again.state), engine=node.state.engine) == snapshot(node.state), (
+        "no grace is restarted"
+    )
     assert snapshot(again.state).ladder(later) == "restricted"
     assert code(again.head(head(2, ONE, 1, issued=later), now=later)) is None
     assert snapshot(again.state).ladder(later) == "fresh"
 
 
 @row("B16-orphan")
-def test_a_restart_between_head_and_bundle_restarts_no_grace(node, _):
+def test_a_restart_between_head_and_bundle_restarts_no_grace(node, case):
     newer = sealed(bundle(2), L1)
     node.head(head(2, newer, 2, issued=T0 + 600), now=T0 + 600)
     assert snapshot(node.state).stale_at == T0 + HOUR, "the new head does not vouch for the old bundle"
@@ -239,14 +272,14 @@ def test_a_restart_between_head_and_bundle_restarts_no_grace(node, _):
 
 
 @row("B16-lost")
-def test_lost_marks_give_a_stored_bundle_no_freshness(node, _):
+def test_lost_marks_give_a_stored_bundle_no_freshness(node, case):
     again = Node.new()
     again.offer(BundleOffered(ONE, stored=True))
     assert snapshot(again.state).stale_at == T0
 
 
 @row("B16-expired-bundle")
-def test_an_expired_stored_bundle_is_held_closed(node, _):
+def test_an_expired_stored_bundle_is_held_closed(node, case):
     again = Node.new(marks=node.state.marks)
     again.offer(BundleOffered(ONE, stored=True), T0 + 25 * DAY)
     assert snapshot(again.state).ladder(T0 + 25 * DAY) == "closed"
@@ -254,7 +287,7 @@ def test_an_expired_stored_bundle_is_held_closed(node, _):
 
 
 @row("B16-older")
-def test_an_older_stored_bundle_is_no_policy(node, _):
+def test_an_older_stored_bundle_is_no_policy(node, case):
     marks = replace(node.state.marks, bundle_version=2, bundle_identity="sha256:x")
     again = Node.new(marks=marks)
     assert code(again.offer(BundleOffered(ONE, stored=True))) == "rollback_bundle"
@@ -270,7 +303,7 @@ def test_clock_slack(node, ahead, expected):
 
 
 @row("B18")
-def test_a_clock_set_back_never_revives(node, _):
+def test_a_clock_set_back_never_revives(node, case):
     node.head(head(2, ONE, 1, issued=T0 + 2 * HOUR), now=T0 + 2 * HOUR)
     assert node.state.marks.newest_signed_time == T0 + 2 * HOUR
     old = head(3, ONE, 1, issued=T0 + 1)
@@ -280,7 +313,7 @@ def test_a_clock_set_back_never_revives(node, _):
 
 
 @row("B19")
-def test_a_clock_that_jumps_ahead_recovers(node, _):
+def test_a_clock_that_jumps_ahead_recovers(node, case):
     future = T0 + 3 * 365 * DAY
     marks = node.state.marks
     assert snapshot(node.state).ladder(future) == "closed"
@@ -292,7 +325,7 @@ def test_a_clock_that_jumps_ahead_recovers(node, _):
 
 
 @row("B19-refetch")
-def test_a_bundle_refused_by_a_wrong_clock_is_asked_for_again(node, _):
+def test_a_bundle_refused_by_a_wrong_clock_is_asked_for_again(node, case):
     blob = sealed(bundle(2, expires=T0 + DAY), L1)
     node.head(head(2, blob, 2), now=T0 + 1)
     assert code(node.offer(BundleOffered(blob), T0 + 2 * DAY)) == "expired"
@@ -301,7 +334,7 @@ def test_a_bundle_refused_by_a_wrong_clock_is_asked_for_again(node, _):
 
 
 @row("B20")
-def test_one_time_for_a_whole_update(_):
+def test_one_time_for_a_whole_update(case):
     # The caller passes the update's start time to every step of it.
     node = Node.new()
     start = T0 + HOUR - 1
@@ -311,7 +344,7 @@ def test_one_time_for_a_whole_update(_):
 
 
 @row("B21")
-def test_deadlines_say_when_to_wake(_):
+def test_deadlines_say_when_to_wake(case):
     node = Node.new()
     node.update(bundle(1, grace=600))
     found, now, seen = snapshot(node.state), float(T0), []
@@ -323,14 +356,18 @@ def test_deadlines_say_when_to_wake(_):
     assert seen[-1][1] == T0 + 20 * DAY
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(2**31, id="fault-B23-2038"), pytest.param(2**32, id="fault-B23-2106")])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(2**31, id="fault-B23-2038"), pytest.param(2**32, id="fault-B23-2106")]
+)
 def test_times_past_32_bits(epoch):
     node = Node.new(root(issued=epoch - DAY, expires=epoch + 365 * DAY))
     assert code(node.update(bundle(1, issued=epoch - 5), now=epoch + 3)) is None
     assert snapshot(node.state).ladder(epoch + 3) == "fresh"
 
 
-@pytest.mark.parametrize("value", [pytest.param(v, id=f"fault-B23-{v!r}") for v in (-1, 2**53 + 1, True, "1", None)])
+@pytest.mark.parametrize(
+    "value", [pytest.param(v, id=f"fault-B23-{v!r}") for v in (-1, 2**53 + 1, True, "1", None)]
+)
 @pytest.mark.parametrize("name", ["issued", "expires", "not_before", "version", "grace_s", "released"])
 def test_times_and_versions_are_bounded_integers(name, value):
     from edgeguard.bundle import codec
