@@ -180,6 +180,7 @@ class Upstream:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await settle_loop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -202,6 +203,12 @@ class Upstream:
             self.received += data
             writer.write(data)
             await writer.drain()
+
+
+async def settle_loop() -> None:
+    """Lets transports that were closed run their last callbacks."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def free_port() -> int:
