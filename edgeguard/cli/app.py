@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from edgeguard import __version__
-from edgeguard.cli import bundle, demo, dev, head, init, keys, publish, run_proxy, server, status, sync
+from edgeguard.cli import (
+    bundle,
+    demo,
+    dev,
+    head,
+    init,
+    keys,
+    policy,
+    publish,
+    run_proxy,
+    server,
+    status,
+    sync,
+)
 from edgeguard.cli.console import fail
 
 app = typer.Typer(
@@ -34,7 +47,7 @@ def _root(
     """Enforce signed egress policy."""
 
 
-for group in (init, keys, bundle, head, publish, server, sync, run_proxy, dev, status, demo):
+for group in (init, policy, keys, bundle, head, publish, server, sync, run_proxy, dev, status, demo):
     group.register(app)
 
 

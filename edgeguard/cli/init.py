@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
     app.command("init")(init)
 
 
-def init(folder: Annotated[Path, typer.Argument(help="Folder to write into; made if it is missing.")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; made if it is missing.")],
+) -> None:
     """Write a first policy, its tests and a configuration. Never overwrites."""
     from edgeguard.scaffold import write_project
 

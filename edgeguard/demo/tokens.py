@@ -1,6 +1,6 @@
 """The demo's age verifier: certificates for the upstreams, and user tokens signed by a key of its own."""
 
-import datetime
+import datetime as dt
 import json
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey
 ISSUER: Final = "https://age.example"
 AUDIENCE: Final = "edgeguard-demo"
 AUTHORITY_NAME: Final = "Demo Upstream CA"
-LIFETIME: Final = datetime.timedelta(days=1)
+LIFETIME: Final = dt.timedelta(days=1)
 
 
 class Verifier:
@@ -38,7 +38,7 @@ class Verifier:
 
 def make_certificates(folder: Path, names: list[str]) -> tuple[Path, Path]:
     """An authority and one leaf for all `names`; returns (authority PEM, leaf chain with key PEM)."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     authority_key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY_NAME)])
 
@@ -49,7 +49,7 @@ def make_certificates(folder: Path, names: list[str]) -> tuple[Path, Path]:
             .issuer_name(issuer)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_before(now - dt.timedelta(minutes=5))
             .not_valid_after(now + LIFETIME)
         )
 

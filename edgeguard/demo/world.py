@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from edgeguard.demo.client import Client
 from edgeguard.demo.tokens import Verifier, make_certificates
@@ -58,7 +58,7 @@ class World:
         self.repository = folder / "repository"
         self.decisions = folder / "decisions.jsonl"
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

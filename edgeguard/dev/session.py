@@ -13,8 +13,10 @@ from typing import Final
 import uvicorn
 import watchfiles
 
+from edgeguard.bundle.snapshot import Ladder
 from edgeguard.dev.workshop import ENVIRONMENT, HEAD_LIFETIME_S, Published, Workshop
 from edgeguard.evidence.record import Record
+from edgeguard.folder import read_modules
 from edgeguard.policy.source import PolicyErrors
 from edgeguard.proxy.node import Address, Node, write_authorities
 from edgeguard.server.app import create_app
@@ -23,17 +25,10 @@ from edgeguard.server.tokens import PublishTokens
 from edgeguard.settings import Settings
 
 DEBOUNCE_MS: Final = 100
-SOURCE_PATTERNS: Final = ("*.yaml", "*.yml")
-
-
-def read_sources(folder: Path) -> dict[str, bytes]:
-    """The policy modules of a folder, by their names. Tests (`tests/`, `*_test.yaml`) are not policy."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for pattern in SOURCE_PATTERNS
-        for file in sorted(folder.glob(pattern))
-        if not file.stem.endswith("_test")
-    }
+SHARED_SECTIONS: Final = ("user", "resolver", "upstream", "essentials", "bounds")
+MAX_SOCKET_PATH: Final = 100
+"""Unix socket addresses hold 107 bytes (unix(7)); in a deeper folder there is no admin address."""
+FIRST_POLICY_S: Final = 15.0
 
 
 class Session:
@@ -44,6 +39,7 @@ class Session:
         state: Folder for keys, repository, authority and decision log; made if missing.
         address: Where to listen, on loopback.
         client: Name of the client behind every connection.
+        base: Settings whose other sections (resolver, upstream, bounds) are used; default: the defaults.
         observe: Called with each slice of decision records.
         published: Called when a policy has been published.
         mistaken: Called when the sources have mistakes; the policy in force stays.
@@ -56,24 +52,26 @@ class Session:
         *,
         address: str,
         client: str,
+        base: Settings | None,
         observe: Callable[[Sequence[Record]], None],
         published: Callable[[Published], None],
         mistaken: Callable[[PolicyErrors], None],
     ) -> None:
         self._policy = policy
-        self._state = state
+        self._state = state.absolute()
         self._address = address
         self._client = client
+        self._base = base
         self._observe = observe
         self._published = published
         self._mistaken = mistaken
-        self.authorities = state / "authorities.pem"
+        self.authorities = self._state / "authorities.pem"
 
     async def run(self, ready: Callable[[Address], None]) -> None:
         """Serves until cancelled. Raises PolicyErrors if the first version of the sources has mistakes."""
         workshop = Workshop(self._state)
         await workshop.ensure_root()
-        self._published(await workshop.publish(read_sources(self._policy)))
+        self._published(await workshop.publish(read_modules(self._policy)))
         server, url = _serve(workshop)
         try:
             node = Node(self._settings(workshop, url), observers=[self._observe])
@@ -81,7 +79,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 chores = [tasks.create_task(self._follow(workshop)), tasks.create_task(_renew(workshop))]
                 try:
-                    await node.run(ready)
+                    await node.run(lambda at: chores.append(tasks.create_task(_when_fresh(node, at, ready))))
                 finally:
                     for chore in chores:
                         chore.cancel()
@@ -91,24 +89,43 @@ class Session:
     async def _follow(self, workshop: Workshop) -> None:
         async for _ in watchfiles.awatch(self._policy, debounce=DEBOUNCE_MS):
             try:
-                self._published(await workshop.publish(read_sources(self._policy)))
+                self._published(await workshop.publish(read_modules(self._policy)))
             except PolicyErrors as errors:
                 self._mistaken(errors)
 
     def _settings(self, workshop: Workshop, url: str) -> Settings:
-        state = self._state.absolute()
+        """The base with everything that makes it a developer's: environment, loopback, keys, own server."""
+        base = {} if self._base is None else {name: getattr(self._base, name) for name in SHARED_SECTIONS}
+        state = self._state
+        socket = state / "admin.sock"
         return Settings.model_validate(
             {
+                **base,
                 "environment": ENVIRONMENT,
                 "listen": {"address": self._address},
-                "trust": {"root": workshop.root_file.absolute(), "state_dir": state / "state"},
+                "trust": {"root": workshop.root_file, "state_dir": state / "state"},
                 "sync": {"urls": (url,), "poll_s": 1.0},
                 "identity": {"static": self._client},
                 "interception": {"ca_dir": state / "ca"},
                 "evidence": {"log": str(state / "decisions.jsonl")},
-                "admin": {"address": f"unix:{state / 'admin.sock'}"},
+                "admin": {"address": f"unix:{socket}" if len(str(socket)) < MAX_SOCKET_PATH else ""},
             }
         )
+
+
+async def _when_fresh(node: Node, at: Address, ready: Callable[[Address], None]) -> None:
+    """Calls `ready` once the first policy is enforced, so that a command's first request finds it."""
+    fresh = asyncio.Event()
+
+    def look() -> None:
+        if node.guard.ladder() is Ladder.FRESH:
+            fresh.set()
+
+    node.guard.subscribe(look)
+    look()
+    async with asyncio.timeout(FIRST_POLICY_S):
+        await fresh.wait()
+    ready(at)
 
 
 async def _renew(workshop: Workshop) -> None:

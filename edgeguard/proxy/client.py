@@ -81,7 +81,7 @@ class ClientSide(asyncio.Protocol):
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
         door = self._door
         self._transport = transport
         door.connections += 1

@@ -24,7 +24,7 @@ class Upstream(asyncio.Protocol):
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
