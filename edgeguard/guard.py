@@ -16,7 +16,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from ipaddress import IPv6Network
 from typing import Final, Literal, NamedTuple
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
@@ -25,8 +26,9 @@ from edgeguard.evidence.record import Record, age_band, split_target
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
-from edgeguard.policy.addresses import AddressClass, classify
+from edgeguard.policy.addresses import WELL_KNOWN, AddressClass, classify
 from edgeguard.policy.decision import Decision, Lane, LimitHit, Required
+from edgeguard.policy.engine import Engine
 from edgeguard.policy.names import HostError, canonical_host, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Protocol, Request, User
@@ -35,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 DEADLINE_TICK_S: Final = 1.0
 """The deadline timer runs on a clock that stands still in suspend, so it never sleeps longer than this."""
+
+
+ESSENTIALS: Final = "essentials"
+"""What stands for the rule when a closed node lets something through that its configuration and root list."""
 
 
 class Facts(NamedTuple):
@@ -68,6 +74,8 @@ class Verdict(NamedTuple):
     decision: Decision
     snapshot: Snapshot | None
     ladder: Ladder
+    engine: Engine | None = None
+    """What decided; None where no policy did (names, essentials, no policy)."""
     addresses: tuple[str, ...] = ()
     """What may be dialled, after `admit`."""
     taken: Taken | None = None
@@ -154,6 +162,8 @@ class _InForce(NamedTuple):
     """Swapped as one reference, so that a verdict never sees half of a change."""
 
     snapshot: Snapshot | None
+    engine: Engine | None
+    """The snapshot's; with this network's NAT64 prefixes if there are any."""
     tokens: TokenReader | None
 
 
@@ -169,6 +179,7 @@ class Guard:
             the local configuration within root's list.
         tokens: Makes the reader of user tokens for a snapshot's issuers.
         nobody: The facts about a person who presents no token, for instance a configured region.
+        nat64: NAT64 prefixes of this network besides the well-known one (RFC 6052).
         monotonic_ns: Clock of the rate limits.
     """
 
@@ -182,6 +193,7 @@ class Guard:
         essentials: Collection[tuple[str, int]] = frozenset(),
         tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),
         nobody: User | None = None,
+        nat64: Sequence[IPv6Network] = (),
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._clients = clients
@@ -191,8 +203,10 @@ class Guard:
         self._essentials = frozenset(essentials)
         self._tokens = tokens
         self._nobody = nobody
+        self._nat64 = (WELL_KNOWN, *nat64) if nat64 else ()
+        self._classify = partial(classify, nat64=self._nat64 or (WELL_KNOWN,))
         self._monotonic_ns = monotonic_ns
-        self._in_force = _InForce(None, None)
+        self._in_force = _InForce(None, None, None)
         self._ids = itertools.count(1)
         self._boot = secrets.token_hex(5)
         self._subscribers: list[Callable[[], None]] = []
@@ -213,12 +227,14 @@ class Guard:
 
     def activate(self, snapshot: Snapshot | None) -> None:
         """Puts a snapshot in force: one reference is swapped. Callable from any thread."""
-        tokens = None
-        if snapshot is not None:
-            before = self._in_force
-            same = before.snapshot is not None and before.snapshot.engine is snapshot.engine
-            tokens = before.tokens if same else self._tokens(snapshot)
-        self._in_force = _InForce(snapshot, tokens)
+        before = self._in_force
+        if snapshot is None:
+            self._in_force = _InForce(None, None, None)
+        elif before.snapshot is not None and before.snapshot.engine is snapshot.engine:
+            self._in_force = before._replace(snapshot=snapshot)
+        else:
+            engine = Engine(snapshot.engine.tables, nat64=self._nat64) if self._nat64 else snapshot.engine
+            self._in_force = _InForce(snapshot, engine, self._tokens(snapshot))
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed)
 
@@ -277,22 +293,22 @@ class Guard:
         ident = f"{self._boot}-{next(self._ids):x}"
         ladder = Ladder.CLOSED if in_force.snapshot is None else in_force.snapshot.ladder(now)
         try:
-            request, decision = self._decide(facts, in_force, ladder, now)
+            request, decision, engine = self._decide(facts, in_force, ladder, now)
         except Exception:
             # Fail closed: whatever went wrong, nobody is let through.
             logger.exception("deciding failed")
-            request, decision = None, _refusal(Reason.INTERNAL_ERROR)
-        return Verdict(ident, now, facts, request, decision, in_force.snapshot, ladder)
+            request, decision, engine = None, _refusal(Reason.INTERNAL_ERROR), None
+        return Verdict(ident, now, facts, request, decision, in_force.snapshot, ladder, engine)
 
     def _decide(
         self, facts: Facts, in_force: _InForce, ladder: Ladder, now: float
-    ) -> tuple[Request | None, Decision]:
+    ) -> tuple[Request | None, Decision, Engine | None]:
         try:
             host = _canonical(facts.host)
             claimed = [split_authority(name, facts.port) for name in facts.names]
         except HostError:
-            return None, _refusal(Reason.MALFORMED_REQUEST)
-        snapshot, tokens = in_force
+            return None, _refusal(Reason.MALFORMED_REQUEST), None
+        snapshot, engine, tokens = in_force
         user = self._nobody
         if facts.tokens and tokens is not None:
             user = tokens.read(facts.tokens, now)
@@ -301,15 +317,15 @@ class Guard:
         )
         for name, port in claimed:
             if name != host or port != facts.port:
-                return request, _refusal(Reason.MISDIRECTED_REQUEST)
-        if snapshot is None or ladder is Ladder.CLOSED or ladder is Ladder.QUARANTINED:
+                return request, _refusal(Reason.MISDIRECTED_REQUEST), None
+        if snapshot is None or engine is None or ladder is Ladder.CLOSED or ladder is Ladder.QUARANTINED:
             if (host, facts.port) in self._essentials:
-                return request, Decision(allow=True, rule="essentials", lane=Lane.TUNNEL)
+                return request, Decision(allow=True, rule=ESSENTIALS, lane=Lane.TUNNEL), None
             if ladder is Ladder.QUARANTINED:
-                return request, _refusal(Reason.QUARANTINED)
-            return request, _refusal(Reason.POLICY_MISSING if snapshot is None else snapshot.closed_reason())
-        decision = snapshot.engine.decide(request, now, restricted=ladder is Ladder.RESTRICTED)
-        return request, decision
+                return request, _refusal(Reason.QUARANTINED), None
+            why = Reason.POLICY_MISSING if snapshot is None else snapshot.closed_reason()
+            return request, _refusal(why), None
+        return request, engine.decide(request, now, restricted=ladder is Ladder.RESTRICTED), engine
 
     def admit(self, verdict: Verdict, addresses: Sequence[str]) -> Verdict:
         """Narrows an allow to the resolved addresses that may be dialled, or refuses it. Never raises.
@@ -321,11 +337,11 @@ class Guard:
         if not verdict.allow or verdict.request is None:
             return verdict
         try:
-            if verdict.snapshot is None or verdict.rule == "essentials":
-                kept = tuple(a for a in addresses if classify(a) in _ESSENTIAL_SPACE)
+            if verdict.engine is None:
+                kept = tuple(a for a in addresses if self._classify(a) in _ESSENTIAL_SPACE)
                 reason, rule = None if kept else Reason.ADDRESS_NOT_ALLOWED, None
             else:
-                kept, reason, rule = verdict.snapshot.engine.admit(
+                kept, reason, rule = verdict.engine.admit(
                     verdict.request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
                 )
         except Exception:
@@ -378,6 +394,9 @@ class Guard:
             why: What ended it, one word.
         """
         self._release(verdict)
+        spent = tuple(hit for hit in verdict.decision.limits if hit.unit == "bytes")
+        if spent:
+            self._limiter.spend(spent, self._monotonic_ns(), sent + received)
         if not self._log.offer(Entry(verdict, sent, received, why)):
             logger.warning("no room to record the end of %s", verdict.id)
 
@@ -426,7 +445,9 @@ def record_of(entry: Entry) -> Record:
         reason=decision.reason,
         rule=decision.rule,
         near=decision.near,
-        would=decision.would,
+        would=decision.would + tuple(("would_deny", limit) for limit in taken.would)
+        if taken and taken.would
+        else decision.would,
         lane=decision.lane,
         client=client.name,
         identified=client.identified,

@@ -71,7 +71,7 @@ def _fetch(address: str) -> dict[str, object]:
         return asyncio.run(get())
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         fail(
-            f"no proxy answers at {address}: {error or 'timeout'}\nIs `edgeguard run` up, and is this its [admin] address?"
+            f"no proxy answers at {address}: {str(error) or 'timeout'}\nIs `edgeguard run` up, and is this its [admin] address?"
         )
 
 

@@ -9,6 +9,9 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
 TIMEOUT_S: Final = 10.0
 
 
@@ -99,11 +102,11 @@ def _read(response: HTTPResponse) -> Seen:
 
 
 def _issuer(secure: ssl.SSLSocket) -> str | None:
-    certificate = secure.getpeercert() or {}
-    names: dict[str, str] = {}
-    for relative in certificate.get("issuer", ()):
-        names.update(relative)  # type: ignore[call-overload] # typeshed has no type for this nesting
-    return names.get("commonName")
+    raw = secure.getpeercert(binary_form=True)
+    if raw is None:
+        return None
+    names = x509.load_der_x509_certificate(raw).issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None
 
 
 def _plain(error: Exception) -> str:

@@ -106,8 +106,8 @@ class _Table:
 
     def adopt(self, hit: LimitHit) -> None:
         """Takes over changed terms. Counters stay: moving a limit resets nobody."""
-        rate = Rate.of(hit.quota, hit.period_ns, hit.burst)
         seats = hit.unit == "concurrent_tunnels"
+        rate = self.rate if seats else Rate.of(hit.quota, hit.period_ns, hit.burst)
         if seats != self.seats:
             # Seats and times are different things; what was counted says nothing about the other.
             self.values.clear()

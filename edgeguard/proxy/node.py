@@ -113,6 +113,7 @@ class Node:
                 region=settings.user.region,
             ),
             nobody=User(region=settings.user.region) if settings.user.region else None,
+            nat64=[ipaddress.IPv6Network(prefix) for prefix in settings.resolver.nat64_prefixes],
         )
         self.sync = SyncAgent(
             settings, root, self.guard.activate, clock=self.clock, enforced=lambda: self.guard.snapshot
