@@ -39,7 +39,7 @@ def publish(
     except PublishError as error:
         fail(str(error))
     except ValueError as error:
-        fail(f"--url {error}", code=2)
+        fail(str(error), code=2)
     if json:
         print_json([receipt._asdict() for receipt in receipts])
         return

@@ -16,7 +16,7 @@ from edgeguard.bundle.snapshot import Snapshot
 from edgeguard.settings.model import Settings
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
-from edgeguard.sync.fetch import Fetcher, check_url, full_jitter
+from edgeguard.sync.fetch import Fetcher, check_url, full_jitter, tls_context
 from edgeguard.sync.reconcile import reconcile
 from edgeguard.sync.report import EventKind, SyncEvent
 from edgeguard.sync.store import Store, StoreError
@@ -68,10 +68,12 @@ class SyncAgent:
         """Starts the thread and returns once what is on the disk has been verified and handed over.
 
         Raises StoreError for a state folder that cannot be used, Refusal for a root that is not one (then
-        nothing is fetched), ValueError for an address of a server that cannot be used.
+        nothing is fetched), ValueError for an address of a server or a file of certificate
+        authorities that cannot be used.
         """
         for url in self.config.urls:
             check_url(url)
+        tls_context(self.config.ca_file)
         store = Store.open(self.config.state_dir)
         self._updater = Updater(
             self.config, self._root, store, self.clock, on_snapshot=self._hand_over, on_event=self._on_event
@@ -154,7 +156,7 @@ class SyncAgent:
                     updater.note(EventKind.CLOCK, "clock_suspect", detail, alarm=True)
                 cycle = await self._cycle(updater, mirrors, wake)
                 failures = 0 if cycle.ok else failures + 1
-                held = loop.time() - began >= min(1.0, self.config.long_poll_s / 2)
+                held = loop.time() - began >= min(5.0, self.config.long_poll_s / 2)
                 delay = self._delay(cycle, failures, held=held and bool(self.config.long_poll_s))
                 if began - reconciled >= self.config.reconcile_s or updater.unsaved or not cycle.ok:
                     reconciled = began

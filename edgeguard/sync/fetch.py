@@ -103,13 +103,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def new_session(ca_file: str | None = None, token: str | None = None) -> aiohttp.ClientSession:
-    """A session with nothing ambient: no proxy variables, cookies, .netrc or compression.
+def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
+    """Verifies servers against `ca_file` (PEM), or certifi's list. Raises ValueError when it cannot be read."""
+    try:
+        return ssl.create_default_context(cafile=ca_file or certifi.where())
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(f"{ca_file}: no certificates can be read: {error.strerror or error}") from error
+
+
+def new_session(url: URL, ca_file: str | None = None, token: str | None = None) -> aiohttp.ClientSession:
+    """A session for one origin with nothing ambient: no proxy variables, cookies, .netrc or compression.
 
     `token` is a bearer token for every request of the session, which therefore must not leave its origin.
-    Needs a running loop. Raises OSError when `ca_file` cannot be read; None means certifi's list.
+    Needs a running loop. Raises ValueError when `ca_file` cannot be read; None means certifi's list.
     """
-    context = ssl.create_default_context(cafile=ca_file or certifi.where())
+    # Loading the authorities takes tens of milliseconds, and plain loopback needs none.
+    context = tls_context(ca_file) if url.scheme == "https" else True
     headers = {"Accept-Encoding": "identity", "User-Agent": "edgeguard"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
@@ -159,10 +168,11 @@ class Fetcher:
         """GETs `path` (relative, already in its URL form), at most `cap` bytes.
 
         With `etag` the request is conditional; with `wait_s` the server may hold a conditional request that
-        long. With `exact` the body must be exactly `cap` bytes. Raises FetchError.
+        long. With `exact` the body must be exactly `cap` bytes.
+        Raises FetchError; ValueError when the file of certificate authorities cannot be read.
         """
         if self._session is None:
-            self._session = new_session(self._ca_file, self._token)
+            self._session = new_session(self.url, self._ca_file, self._token)
         progress = _Progress()
         try:
             async with asyncio.timeout(None) as scope:

@@ -46,12 +46,12 @@ async def publish(
 ) -> tuple[Receipt, ...]:
     """Publishes files in the order roots, bundles, heads; stops at the first that is refused.
 
-    Raises PublishError; ValueError for an address that cannot be used.
+    Raises PublishError; ValueError for an address or a file of authorities that cannot be used.
     """
     base = check_url(url)
     documents = [await asyncio.to_thread(_load, path) for path in files]
     documents.sort(key=lambda item: item.rank)
-    async with new_session(ca_file, token) as session:
+    async with new_session(base, ca_file, token) as session:
         return tuple([await _put(session, base, document, timeout_s) for document in documents])
 
 
@@ -59,8 +59,9 @@ async def publish_bytes(
     url: str, token: str, name: str, data: bytes, *, ca_file: str | None = None, timeout_s: float = 60.0
 ) -> Receipt:
     """Publishes one envelope that is in memory; `name` is what errors call it. Raises as `publish`."""
-    async with new_session(ca_file, token) as session:
-        return await _put(session, check_url(url), _document(name, data), timeout_s)
+    base = check_url(url)
+    async with new_session(base, ca_file, token) as session:
+        return await _put(session, base, _document(name, data), timeout_s)
 
 
 class _Document(NamedTuple):

@@ -58,6 +58,21 @@ def served(tmp_path, authority):
     return directory
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One server for tests that only read."""
+    authority = Authority(now=int(time.time()))
+    directory = tmp_path_factory.mktemp("shared") / "served"
+    directory.mkdir()
+    bundle = authority.bundle(1)
+    lay_out(
+        directory, authority.env, roots=[authority.root()], head=authority.head(1, bundle), blobs=[bundle]
+    )
+    running = Running(directory).start()
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def start():
     with contextlib.ExitStack() as stack:

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
+from edgeguard.cli import publish, server, sync
 from tests.server.conftest import TOKEN
 
 PROGRAM = """
@@ -28,17 +31,15 @@ app()
 
 
 def edgeguard(*arguments, env=None, check=None):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        check=False,
-        timeout=30,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
+    """In this process, to save its start."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    for group in (publish, server, sync):
+        group.register(app)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
     if check is not None:
-        assert done.returncode == check, done.stderr
+        assert done.exit_code == check, done.stderr
     return done
 
 
@@ -78,11 +79,11 @@ def test_from_publishing_to_an_enforced_policy(served, authority, tmp_path, toke
     for name, data in (("b", bundle), ("h", authority.head(2, bundle, 2)), ("r", authority.root())):
         (tmp_path / name).write_bytes(data)
     state = tmp_path / "state"
-    with Server("--dir", served, "--listen", "127.0.0.1:0", "--token-file", token_file) as server:
+    with Server("--dir", served, "--listen", "127.0.0.1:0", "--token-file", token_file) as running:
         done = edgeguard(
             "publish",
             "--url",
-            server.url,
+            running.url,
             "--token-file",
             token_file,
             tmp_path / "h",
@@ -93,12 +94,12 @@ def test_from_publishing_to_an_enforced_policy(served, authority, tmp_path, toke
         assert "head 2 published at test/head" in done.stdout
         edgeguard("sync", "init", "--state", state, "--root", tmp_path / "r", "--env", "test", check=0)
         report = json.loads(
-            edgeguard("sync", "refresh", "--state", state, "--url", server.url, "--json", check=0).stdout
+            edgeguard("sync", "refresh", "--state", state, "--url", running.url, "--json", check=0).stdout
         )
         assert (report["ladder"], report["bundle"]["version"]) == ("fresh", 2)
         assert Path(report["files"]["bundle"]).read_bytes() == bundle
         later = ("--now", str(authority.now + 7200))
-        edgeguard("sync", "refresh", "--state", state, "--url", server.url, *later, check=1)
+        edgeguard("sync", "refresh", "--state", state, "--url", running.url, *later, check=1)
     status = json.loads(edgeguard("sync", "status", "--state", state, "--json", check=0).stdout)
     assert (status["ladder"], status["last_refusal"], status["last_failure"]["code"]) == (
         "fresh",
@@ -120,22 +121,22 @@ def test_from_publishing_to_an_enforced_policy(served, authority, tmp_path, toke
 
 
 def test_stopping_is_quick_and_quiet(served):
-    with Server("--dir", served, "--listen", "127.0.0.1:0") as server:
+    with Server("--dir", served, "--listen", "127.0.0.1:0") as running:
         began = time.monotonic()
     assert time.monotonic() - began < 3
-    assert server.process.returncode in {0, -signal.SIGTERM}
-    assert "publishing off" in server.errors
+    assert running.process.returncode in {0, -signal.SIGTERM}
+    assert "publishing off" in running.errors
 
 
 def test_messages_say_what_and_how_to_mend(served, tmp_path, token_file):
-    with Server("--dir", served, "--listen", "127.0.0.1:0") as server:
-        port = server.url.rstrip("/").rsplit(":", 1)[1]
+    with Server("--dir", served, "--listen", "127.0.0.1:0") as running:
+        port = running.url.rstrip("/").rsplit(":", 1)[1]
         done = edgeguard("server", "--dir", served, "--listen", f"127.0.0.1:{port}", check=1)
         assert "Address already in use" in done.stderr
         assert "choose another port" in done.stderr
         (tmp_path / "junk").write_text("junk")
         done = edgeguard(
-            "publish", "--url", server.url, "--token-file", token_file, tmp_path / "junk", check=1
+            "publish", "--url", running.url, "--token-file", token_file, tmp_path / "junk", check=1
         )
         assert "junk: not published (malformed)" in done.stderr
     assert "no such folder" in edgeguard("server", "--dir", tmp_path / "none", check=1).stderr
@@ -199,15 +200,15 @@ def test_https_with_an_authority_of_its_own(served, certificate, token_file, tmp
     cert, key = certificate
     (tmp_path / "b").write_bytes(authority.bundle(2))
     arguments = ("--dir", served, "--listen", "127.0.0.1:0", "--token-file", token_file)
-    with Server(*arguments, "--certificate", cert, "--key", key) as server:
-        assert server.url.startswith("https://")
-        publish = ("publish", "--url", server.url, "--token-file", token_file, tmp_path / "b")
-        assert "unreachable" in edgeguard(*publish, check=1).stderr
-        edgeguard(*publish, "--ca-file", cert, check=0)
+    with Server(*arguments, "--certificate", cert, "--key", key) as running:
+        assert running.url.startswith("https://")
+        command = ("publish", "--url", running.url, "--token-file", token_file, tmp_path / "b")
+        assert "unreachable" in edgeguard(*command, check=1).stderr
+        edgeguard(*command, "--ca-file", cert, check=0)
         edgeguard(
             "publish",
             "--url",
-            server.url,
+            running.url,
             tmp_path / "b",
             "--ca-file",
             cert,

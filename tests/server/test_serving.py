@@ -24,32 +24,32 @@ def raw(port, head: str, *, timeout=5.0) -> bytes:
         return b"".join(parts)
 
 
-async def test_head_has_a_strong_validator_and_answers_304(running, http):
-    async with http.get(f"{running.url}test/head") as response:
+async def test_head_has_a_strong_validator_and_answers_304(shared, http):
+    async with http.get(f"{shared.url}test/head") as response:
         body = await response.read()
         assert response.status == 200
-        assert body == (running.directory / "test/head").read_bytes()
+        assert body == (shared.directory / "test/head").read_bytes()
         etag = response.headers["ETag"]
         assert etag == f'"{hashlib.sha256(body).hexdigest()}"'
         assert response.headers["Cache-Control"] == "no-cache"
         assert "Server" not in response.headers
     for validator in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-        async with http.get(f"{running.url}test/head", headers={"If-None-Match": validator}) as response:
+        async with http.get(f"{shared.url}test/head", headers={"If-None-Match": validator}) as response:
             assert (response.status, await response.read(), response.headers["ETag"]) == (304, b"", etag)
-    async with http.get(f"{running.url}test/head", headers={"If-None-Match": '"other"'}) as response:
+    async with http.get(f"{shared.url}test/head", headers={"If-None-Match": '"other"'}) as response:
         assert response.status == 200
-    async with http.head(f"{running.url}test/head") as response:
+    async with http.head(f"{shared.url}test/head") as response:
         assert (response.status, int(response.headers["Content-Length"])) == (200, len(body))
 
 
-async def test_blobs_and_roots_are_immutable(running, http):
-    name = next((running.directory / "blobs").iterdir()).name
+async def test_blobs_and_roots_are_immutable(shared, http):
+    name = next((shared.directory / "blobs").iterdir()).name
     for path in (f"blobs/{name}", "root/1.root"):
-        async with http.get(f"{running.url}{path}") as response:
+        async with http.get(f"{shared.url}{path}") as response:
             assert response.status == 200
             assert "immutable" in response.headers["Cache-Control"]
-            assert await response.read() == (running.directory / path).read_bytes()
-    async with http.get(f"{running.url}root/2.root") as response:
+            assert await response.read() == (shared.directory / path).read_bytes()
+    async with http.get(f"{shared.url}root/2.root") as response:
         assert response.status == 404
         assert (await response.json(content_type=None))["code"] == "not_found"
 
@@ -94,11 +94,11 @@ async def test_blobs_and_roots_are_immutable(running, http):
         )
     ],
 )
-def test_a_name_has_one_spelling(running, path):
-    (running.directory.parent / "secret").write_text("secret")
-    (running.directory / ".lock").write_text("secret")
+def test_a_name_has_one_spelling(shared, path):
+    (shared.directory.parent / "secret").write_text("secret")
+    (shared.directory / ".lock").write_text("secret")
     path = path.encode().decode("latin-1")
-    answer = raw(running.port, f"GET {path or '/'} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = raw(shared.port, f"GET {path or '/'} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.split(b" ", 2)[1] in {b"404", b"400"}
     assert b"secret" not in answer
     assert b"Traceback" not in answer
@@ -190,11 +190,11 @@ async def test_more_waiters_than_allowed_are_answered_at_once(served, start, htt
 
 
 @pytest.mark.parametrize("prefer", ["wait=abc", "wait=-1", "wait=1e9", "wait", "", "wait=\u0661"])
-async def test_a_preference_that_cannot_be_read_is_ignored(running, http, prefer):
-    etag = await etag_of(http, running)
+async def test_a_preference_that_cannot_be_read_is_ignored(shared, http, prefer):
+    etag = await etag_of(http, shared)
     begin = time.monotonic()
     headers = {"If-None-Match": etag, "Prefer": prefer}
-    async with http.get(f"{running.url}test/head", headers=headers) as response:
+    async with http.get(f"{shared.url}test/head", headers=headers) as response:
         assert response.status == 304
     assert time.monotonic() - begin < 0.5
 
@@ -210,15 +210,15 @@ async def test_stopping_lets_long_polls_go(served, start, http):
     assert (await waiting)[0] == 304
 
 
-async def test_health(running, http):
-    async with http.get(f"{running.url}healthz") as response:
+async def test_health(shared, http):
+    async with http.get(f"{shared.url}healthz") as response:
         assert response.status == 200
         assert (await response.json())["root_version"] == 1
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH"])
-async def test_other_methods(running, http, method):
-    async with http.request(method, f"{running.url}test/head") as response:
+async def test_other_methods(shared, http, method):
+    async with http.request(method, f"{shared.url}test/head") as response:
         assert response.status == 405
         assert response.content_type == "application/problem+json"
 
