@@ -10,6 +10,7 @@ same data whatever file or order they stood in. Prose (owners, rationales) stays
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from edgeguard.policy.flat import Flat, Kind, collect_names, flatten
@@ -42,12 +43,26 @@ def compile_policy(policy: Policy) -> dict[str, Section]:
             raise CompileError(f"{item[0]}: {item[1]}")
         flats.append(item)
     flats.sort(key=lambda f: f.id)
+    flats = _place_limits(flats)
     return {
         "rules": _rules(policy, [f for f in flats if f.kind not in {Kind.GATE, Kind.EXCEPTION}]),
         "age": _age(policy, [f for f in flats if f.kind is Kind.GATE]),
         "identity": _identity(policy),
         "exceptions": _exceptions([f for f in flats if f.kind is Kind.EXCEPTION]),
     }
+
+
+def _place_limits(flats: list[Flat]) -> list[Flat]:
+    """A limit that names allows and no destination is found where those allows lead, not everywhere."""
+    by_id = {flat.id: flat for flat in flats}
+    out = []
+    for flat in flats:
+        rules = flat.source.match.rules if isinstance(flat.source, RateLimit) else None
+        if rules is not None and flat.targets is None:
+            targets = dict.fromkeys(target for rule in rules for target in by_id[rule].targets or ())
+            flat = replace(flat, targets=tuple(targets))  # noqa: PLW2901
+        out.append(flat)
+    return out
 
 
 def _rules(policy: Policy, flats: list[Flat]) -> Section:

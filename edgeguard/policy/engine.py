@@ -234,8 +234,7 @@ class Engine:
         names = {a.id for a in allows}
         for statement, hit in plan.limits:
             if (
-                hit is None
-                or not hit.enforced
+                not hit.enforced
                 or hit.unit != "requests"
                 or not statement.cond.may_touch(protocol, port)
             ):
