@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import uvicorn
 import watchfiles
 
 from edgeguard.bundle.snapshot import Ladder
@@ -72,7 +71,7 @@ class Session:
         workshop = Workshop(self._state)
         await workshop.ensure_root()
         self._published(await workshop.publish(read_modules(self._policy)))
-        server, url = _serve(workshop)
+        url, stop_server = _serve(workshop)
         try:
             node = Node(self._settings(workshop, url), observers=[self._observe])
             write_authorities(node, self.authorities)
@@ -84,7 +83,7 @@ class Session:
                     for chore in chores:
                         chore.cancel()
         finally:
-            server.should_exit = True
+            stop_server()
 
     async def _follow(self, workshop: Workshop) -> None:
         async for _ in watchfiles.awatch(self._policy, debounce=DEBOUNCE_MS):
@@ -134,14 +133,22 @@ async def _renew(workshop: Workshop) -> None:
         await workshop.renew_head()
 
 
-def _serve(workshop: Workshop) -> tuple[uvicorn.Server, str]:
-    """The embedded bundle server, on a port that the kernel chooses; takes nothing over the network."""
+def _serve(workshop: Workshop) -> tuple[str, Callable[[], None]]:
+    """The embedded bundle server, on a port that the kernel chooses; it takes nothing over the network.
+
+    Returns its address and what ends it.
+    """
     listener = listen("127.0.0.1", 0)
-    server = new_server(create_app(workshop.repository, PublishTokens.parse("")))
+    app = create_app(workshop.repository, PublishTokens.parse(""))
+    server = new_server(app)
 
     def serve() -> None:
         with listener:
             asyncio.run(server.serve(sockets=[listener]))
 
+    def stop() -> None:
+        app.state.server.watch.close()  # lets waiting long polls go
+        server.should_exit = True
+
     threading.Thread(target=serve, name="edgeguard-dev-server", daemon=True).start()
-    return server, f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/", stop
