@@ -18,6 +18,8 @@ SECTIONS: Final = ("age", "exceptions", "identity", "rules")
 GATED: Final = ("age", "exceptions", "identity")
 """Sections that only the widening quorum may change."""
 _SECTION_DEPTH: Final = 15
+_SECTION_MEMORY: Final = 16
+"""Short ids and hosts cost more objects per byte than other documents; signatures come before this."""
 
 
 class SourceMismatch(ValueError):  # noqa: N818 - what the tools print, not a defect
@@ -50,7 +52,7 @@ def decode_section(section: bytes, *, canonical: bool = False) -> dict[str, obje
     for name, part in section_parts(section).items():
         try:
             decoded[name] = codec.decode(
-                part, codec.Limits(len(part), depth=_SECTION_DEPTH), canonical=canonical
+                part, codec.Limits(len(part), _SECTION_DEPTH, _SECTION_MEMORY), canonical=canonical
             )
         except Refusal as refusal:
             raise Refusal(refusal.code, f"policy.{name}: {refusal.detail}") from None
