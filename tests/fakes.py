@@ -1,11 +1,13 @@
 """Doubles for what stands outside of the proxy: a guard by table, upstreams and a resolver that remember."""
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.guard import Facts, Verdict
@@ -170,7 +172,7 @@ class Upstream:
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> "Upstream":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -225,16 +227,14 @@ def client_hello(name: str | None = None) -> bytes:
     context.verify_mode = ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
-    try:
+    with contextlib.suppress(ssl.SSLWantReadError):
         tls.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return outgoing.read()
 
 
 def server_context(directory: Path, *names: str) -> ssl.SSLContext:
     """A TLS server context with a fresh certificate for `names`; its own authority, `directory/ca.pem`."""
-    import datetime
+    import datetime as dt
 
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -243,15 +243,15 @@ def server_context(directory: Path, *names: str) -> ssl.SSLContext:
 
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())

@@ -5,6 +5,7 @@ import contextlib
 import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -102,6 +103,12 @@ def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
 
 
+@pytest.fixture(scope="session")
+def ca_directory(tmp_path_factory) -> Path:
+    """Where mitmproxy keeps its own certificate authority: made once."""
+    return tmp_path_factory.mktemp("ca")
+
+
 @pytest.fixture
 def guard() -> FakeGuard:
     return FakeGuard()
@@ -119,7 +126,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 @pytest.fixture
-def start_door(guard: FakeGuard, resolver: RecordingResolver, tmp_path) -> Start:
+def start_door(guard: FakeGuard, resolver: RecordingResolver, ca_directory: Path) -> Start:
     """`async with start_door(head_s=0.2, addons=[...]) as running:`; keywords are bounds."""
 
     @contextlib.asynccontextmanager
@@ -144,7 +151,7 @@ def start_door(guard: FakeGuard, resolver: RecordingResolver, tmp_path) -> Start
         servers = EdgeServers(services)
         master.addons.add(*addons, core.Core(), servers, next_layer.NextLayer(), tlsconfig.TlsConfig())
         master.options.update(
-            confdir=str(tmp_path / "ca"),
+            confdir=str(ca_directory),
             connection_strategy="lazy",
             upstream_cert=False,
             ssl_insecure=True,
