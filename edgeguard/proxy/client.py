@@ -85,7 +85,7 @@ class ClientSide(asyncio.Protocol):
         door = self._door
         self._transport = transport
         door.connections += 1
-        if door.connections > door.bounds.connections or door.closed:
+        if door.connections > door.bounds.connections or door.draining:
             door.turned_away += 1
             transport.abort()
             return
@@ -209,7 +209,9 @@ class ClientSide(asyncio.Protocol):
             challenge=self._door.challenge,
             status=status,
         )
-        lines = [f"HTTP/1.1 {code} {HTTPStatus(code).phrase}"]
+        # Of a refused CONNECT most clients show the status line and nothing else.
+        why = verdict.reason or Reason.INTERNAL_ERROR
+        lines = [f"HTTP/1.1 {code} {HTTPStatus(code).phrase}: edgeguard {why.value}"]
         lines += [f"{name}: {value}" for name, value in headers]
         self._wind_up("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edgeguard.guard import Guard, Verdict
+from edgeguard.identity.clients import CHALLENGE
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.request import Client
 from edgeguard.proxy.dial import Dialer
@@ -74,6 +75,7 @@ class Door:
         now: The coarse clock: the loop's time at the last tick.
         generation: Raised whenever the policy may have changed.
         connections: Client connections that are open in whatever phase.
+        draining: No new connections are taken any more.
     """
 
     def __init__(self, services: Services, loop: asyncio.AbstractEventLoop) -> None:
@@ -82,7 +84,7 @@ class Door:
         self.dialer = services.dialer
         self.passages = services.passages
         self.bounds = services.settings.bounds
-        self.challenge = 'Basic realm="edgeguard"' if services.settings.identity.secret else None
+        self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop
         self.clock = services.clock
         self.now = loop.time()
@@ -92,11 +94,13 @@ class Door:
         self.phases: set[Phase] = set()
         self.open: set[Open] = set()
         self.tunnels: set[Tunnel] = set()
+        self.draining = False
         self.closed = False
         limits = (self.bounds.head_s, self.bounds.dial_s, self.bounds.hello_s, self.bounds.drain_s)
         self._tick_s = max(0.01, min(TICK_S, min(limits) / 4))
         self._sweep_s = max(0.01, min(1.0, self.bounds.idle_s / 4, self.bounds.half_closed_s / 4))
         self._swept = self.now
+        self._drained_at = 0.0
         self._next_until = float("inf")
         self._held: Counter[str] = Counter()
         self._held_total = 0
@@ -157,9 +161,18 @@ class Door:
             tunnel.verdict, sent=tunnel.sent, received=tunnel.received, why=tunnel.ended_by or "closed"
         )
 
+    def drain(self) -> None:
+        """The listener has stopped: what is open may finish until `drain_s` has passed."""
+        if self.draining:
+            return
+        self.draining = True
+        self._drained_at = self.loop.time() + self.bounds.drain_s
+        if not self.connections:
+            self.close()
+
     def close(self) -> None:
-        """Ends everything that is open: the listener has stopped."""
-        self.closed = True
+        """Ends everything that is open, now."""
+        self.draining = self.closed = True
         self._timer.cancel()
         for connection in tuple(self.open):
             connection.end("shutdown")
@@ -180,6 +193,8 @@ class Door:
                 tunnel.sweep(now, idle_s, half_closed_s)
         if self.clock() >= self._next_until:
             self._policy_changed()
+        if self.draining and (not self.connections or now >= self._drained_at):
+            self.close()
 
     # Re-judging
 

@@ -29,15 +29,21 @@ class EdgeServers(Proxyserver):
     def __init__(self, services: Services) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.services = services
+        self.doors: list[Door] = []
 
-    def doors(self) -> list[Door]:
-        """The doors that are open, for status."""
-        return [
-            instance.door for instance in self.servers if isinstance(instance, EdgeInstance) and instance.door
-        ]
+    @property
+    def working(self) -> int:
+        """Client connections that are open, those of doors that are draining included."""
+        self.doors = [door for door in self.doors if not door.closed or door.connections]
+        return sum(door.connections for door in self.doors)
+
+    def close_all(self) -> None:
+        """Ends everything that is still open, and records it."""
+        for door in self.doors:
+            door.close()
 
 
-class EdgeMode(mode_specs.ProxyMode):  # type: ignore[no-untyped-call]
+class EdgeMode(mode_specs.ProxyMode):
     """Mode specification: `edge@HOST:PORT`."""
 
     description = "edgeguard front door"
@@ -48,7 +54,7 @@ class EdgeMode(mode_specs.ProxyMode):  # type: ignore[no-untyped-call]
             raise ValueError("mode `edge` takes no argument; write edge@HOST:PORT")
 
 
-class EdgeInstance(AsyncioServerInstance[EdgeMode]):  # type: ignore[no-untyped-call]
+class EdgeInstance(AsyncioServerInstance[EdgeMode]):
     """One listener."""
 
     door: Door | None = None
@@ -75,10 +81,11 @@ class EdgeInstance(AsyncioServerInstance[EdgeMode]):  # type: ignore[no-untyped-
             address = listener.getsockname()
             services.dialer.forbid(address[0], address[1])
         self.door = door
+        manager.doors.append(door)
         return [server]
 
     async def _stop(self) -> None:
         await super()._stop()
         if self.door is not None:
-            self.door.close()
+            self.door.drain()
             self.door = None

@@ -59,7 +59,7 @@ class Handover:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         writer = _Writer(self, transport, protocol, reader, door.loop)
-        handler = ProxyConnectionHandler(ctx.master, reader, writer, ctx.options, instance.mode)  # type: ignore[no-untyped-call]
+        handler = ProxyConnectionHandler(ctx.master, reader, writer, ctx.options, instance.mode)
         context = handler.layer.context
         if handed.destination is None:
             handler.layer = modes.HttpProxy(context)

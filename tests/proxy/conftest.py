@@ -64,6 +64,7 @@ class Running:
 
     door: Door
     instance: EdgeInstance
+    servers: EdgeServers
     guard: FakeGuard
     resolver: RecordingResolver
     passages: Passages
@@ -162,7 +163,7 @@ def start_door(guard: FakeGuard, resolver: RecordingResolver, ca_directory: Path
         assert isinstance(instance, EdgeInstance)
         assert instance.door is not None
         running = Running(
-            instance.door, instance, guard, resolver, passages, master, instance.listen_addrs[0][1]
+            instance.door, instance, servers, guard, resolver, passages, master, instance.listen_addrs[0][1]
         )
         try:
             yield running

@@ -533,21 +533,37 @@ async def test_a_refused_client_that_does_not_leave_is_cut_off(start_door):
         await running.idle()
 
 
-async def test_the_door_closes_everything_when_it_stops(start_door, upstream):
-    async with start_door() as running:
+async def test_a_door_that_stops_lets_open_tunnels_finish_until_its_deadline(start_door, upstream):
+    async with start_door(drain_s=0.4) as running:
         running.guard.allow("good.test", upstream.port)
         hello = client_hello("good.test")
-        async with running.client() as client, running.client():
+        async with running.client() as client, running.client() as silent:
             await client.connect(f"good.test:{upstream.port}")
             client.send(hello)
             await client.exactly(len(hello))
-            door = running.door
             await running.instance.stop()
+            with pytest.raises(OSError):
+                await asyncio.open_connection("127.0.0.1", running.port)
+            client.send(b"still here")
+            assert await client.exactly(10) == b"still here"
+            assert running.servers.working == 2
             assert await client.rest() == b""
+            assert await silent.rest() == b""
         await running.idle()
-        assert door.closed
+        assert running.door.closed
         assert [entry[3] for entry in running.guard.finished] == ["shutdown"]
         await running.instance.start()
+
+
+async def test_everything_can_be_ended_at_once(start_door, upstream):
+    async with start_door(drain_s=30) as running:
+        running.guard.allow("good.test", upstream.port)
+        async with running.client() as client:
+            await client.connect(f"good.test:{upstream.port}")
+            running.servers.close_all()
+            assert await client.rest() == b""
+        await running.idle()
+        assert running.servers.working == 0
 
 
 async def test_several_addresses_are_raced(start_door, upstream):
