@@ -10,12 +10,13 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from mitmproxy import ctx, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client as ClientConnection
 from mitmproxy.proxy import layer, mode_specs
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as engine
 from mitmproxy.proxy.layers import modes, tls
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
@@ -189,8 +190,8 @@ class EdgeguardAddon:
             # A door without a claim that could be judged (SOCKS5, transparent): not without the front door.
             nextlayer.layer = failsafe.DenyLayer(context)
 
-    def _reverse_stack(self, context: Any, *, is_tls: bool) -> layer.Layer:
-        spec = context.client.proxy_mode
+    def _reverse_stack(self, context: Context, *, is_tls: bool) -> layer.Layer:
+        spec = cast("mode_specs.ReverseMode", context.client.proxy_mode)
         if spec.scheme not in {"http", "https"}:
             return failsafe.DenyLayer(context)
         outer: Any = None
@@ -445,26 +446,26 @@ class EdgeguardAddon:
     # What is refused whole. These layers are never put into the stack; should another addon do so:
 
     @closed
-    def tcp_start(self, flow: Any) -> None:
+    def tcp_start(self, flow: failsafe.HookData) -> None:
         failsafe.disconnect(flow.client_conn.id)
 
     @closed
-    def tcp_message(self, flow: Any) -> None:
+    def tcp_message(self, flow: failsafe.HookData) -> None:
         failsafe.refuse("tcp_message", flow)
 
     udp_start = tcp_start
     quic_start_client = tcp_start
 
     @closed
-    def udp_message(self, flow: Any) -> None:
+    def udp_message(self, flow: failsafe.HookData) -> None:
         failsafe.refuse("udp_message", flow)
 
     @closed
-    def dns_request(self, flow: Any) -> None:
+    def dns_request(self, flow: failsafe.HookData) -> None:
         failsafe.refuse("dns_request", flow)
 
     @closed
-    def socks5_auth(self, data: Any) -> None:
+    def socks5_auth(self, data: failsafe.HookData) -> None:
         data.valid = False
 
     # What the layers ask for
@@ -524,7 +525,7 @@ class EdgeguardAddon:
             return verdict
         try:
             addresses = await self._resolver.resolve(verdict.host)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - fail closed
             # Whatever the resolver failed with, there is no address to judge.
             logger.debug("resolving failed: %r", error)
             decision = verdict.decision._replace(allow=False, reason=Reason.UPSTREAM_UNREACHABLE)
@@ -641,4 +642,4 @@ def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Res
 
 
 def _peer(client: ClientConnection) -> str | None:
-    return client.peername[0] if client.peername else None
+    return client.peername[0] if client.peername else None  # type: ignore[redundant-expr]

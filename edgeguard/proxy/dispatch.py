@@ -8,7 +8,7 @@ keeps, for each hook, the bound methods that exist, and after the first exceptio
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from mitmproxy import addonmanager, exceptions, flow, hooks
 from mitmproxy.master import Master
@@ -30,23 +30,23 @@ class EdgeAddonManager(addonmanager.AddonManager):
     """
 
     def __init__(self, master: Master) -> None:
-        super().__init__(master)
+        super().__init__(master)  # type: ignore[no-untyped-call]
         self._table: dict[str, Handlers] = {}
 
-    def register(self, addon: Any) -> Any:
+    def register(self, addon: object) -> object:
         self._table.clear()
-        return super().register(addon)
+        return cast("object", super().register(addon))  # type: ignore[no-untyped-call]
 
-    def add(self, *addons: Any) -> None:
-        super().add(*addons)
+    def add(self, *addons: object) -> None:
+        super().add(*addons)  # type: ignore[no-untyped-call]
         self._table.clear()
 
-    def remove(self, addon: Any) -> None:
-        super().remove(addon)
+    def remove(self, addon: object) -> None:
+        super().remove(addon)  # type: ignore[no-untyped-call]
         self._table.clear()
 
     def clear(self) -> None:
-        super().clear()
+        super().clear()  # type: ignore[no-untyped-call]
         self._table.clear()
 
     def handlers(self, name: str) -> Handlers:

@@ -12,12 +12,16 @@ from typing import Any, Final
 
 from mitmproxy import ctx, dns, exceptions, http
 from mitmproxy.connection import Client
+from mitmproxy.net.dns import response_codes
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 
 from edgeguard.proxy.clienthello import ACCESS_DENIED
 
 logger = logging.getLogger(__name__)
+
+type HookData = Any
+"""The argument of a hook: a flow, a client, hook data. The engine has no common type for them."""
 
 REFUSED: Final = "refused"
 """The only text that the engine ever gets as an error: it may show it to the client."""
@@ -62,7 +66,7 @@ def failure_response() -> http.Response:
     )
 
 
-def refuse(name: str, data: Any) -> None:
+def refuse(name: str, data: HookData) -> None:
     """Turns the hook `name` on `data` into a refusal. Never raises."""
     try:
         _REFUSALS.get(name, _disconnect_owner)(data)
@@ -88,7 +92,7 @@ def _client_connected(client: Client) -> None:
     client.error = REFUSED
 
 
-def _server_connect(data: Any) -> None:
+def _server_connect(data: HookData) -> None:
     data.server.error = REFUSED
 
 
@@ -96,25 +100,25 @@ def _next_layer(data: layer.NextLayer) -> None:
     data.layer = DenyLayer(data.context)
 
 
-def _clienthello(data: Any) -> None:
+def _clienthello(data: HookData) -> None:
     data.ignore_connection = False
     data.context.client.error = REFUSED
 
 
-def _no_tls(data: Any) -> None:
+def _no_tls(data: HookData) -> None:
     data.ssl_conn = None
     data.context.client.error = REFUSED
 
 
-def _socks5(data: Any) -> None:
+def _socks5(data: HookData) -> None:
     data.valid = False
 
 
 def _dns(flow: dns.DNSFlow) -> None:
-    flow.response = flow.request.fail(dns.response_codes.REFUSED)
+    flow.response = flow.request.fail(response_codes.REFUSED)
 
 
-def _message(flow: Any) -> None:
+def _message(flow: HookData) -> None:
     flow.messages[-1].content = b""
     _disconnect_owner(flow)
 
@@ -125,17 +129,17 @@ def _websocket_message(flow: http.HTTPFlow) -> None:
     _disconnect_owner(flow)
 
 
-def _nothing(data: Any) -> None:
+def _nothing(data: HookData) -> None:
     """The connection or flow is over: there is nothing left to refuse."""
 
 
-def _disconnect_owner(data: Any) -> None:
+def _disconnect_owner(data: HookData) -> None:
     client = client_of(data)
     if client is not None:
         disconnect(client.id)
 
 
-def client_of(data: Any) -> Client | None:
+def client_of(data: HookData) -> Client | None:
     """Whose connection the argument of a hook belongs to; None when it belongs to none."""
     if isinstance(data, Client):
         return data

@@ -28,8 +28,11 @@ _REWRITES: Final = frozenset({b"x-original-url", b"x-rewrite-url"})
 _OVERRIDES: Final = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
 _FRAMING: Final = frozenset({b"content-length", b"host", b"transfer-encoding"})
 _AROUND: Final = frozenset({b"alt-svc", b"alternate-protocol"})
+_LISTS: Final = frozenset({b"connection", b"upgrade"})
+_READ: Final = _FRAMING | _OVERRIDES | _LISTS | {b"proxy-authorization", b"accept"}
+_DROPPED: Final = _HOP_BY_HOP | _REWRITES
 _OURS: Final = b"edgeguard-"
-_UNSAFE_IN_VALUE: Final = b"\r\n\0"
+_UPGRADING: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 _LONGEST_CACHED_NAME: Final = 64
 
 
@@ -75,67 +78,47 @@ def scan_request(fields: Fields, user_header: bytes) -> Scan:
         fields: (name, value) pairs as received.
         user_header: Lower-case name of the field that carries the user's token.
     """
-    fault: str | None = None
-    hosts: list[str] = []
-    tokens: list[str] = []
-    overrides: list[str] = []
-    credentials: list[str] = []
-    accept: list[str] = []
-    connection: set[bytes] = set()
-    upgrades: list[bytes] = []
-    declares_body = False
+    found: dict[bytes, list[bytes]] = {}
     kept: list[tuple[bytes, bytes]] = []
+    fault: str | None = None
     for field in fields:
         name, value = field
         lower = name.lower()
         folded = fold(name)
+        if folded in _READ or folded == user_header:
+            # An alias of a field that frames or routes the message is read by some, and not by others.
+            if lower == folded or folded in _OVERRIDES or folded in _LISTS:
+                found.setdefault(folded, []).append(value)
+            elif folded in _FRAMING:
+                fault = "a field name is an alias of one that frames or routes the message"
         if b"\r" in value or b"\n" in value or b"\0" in value:
-            fault = fault or "a field value is folded or holds a control character"
-        if folded in _FRAMING and lower != folded:
-            fault = fault or "a field name is an alias of one that frames or routes the message"
-        if folded == b"host":
-            hosts.append(text(value))
-        elif folded == b"connection":
-            connection.update(tokens_of(value))
-        elif folded == b"upgrade":
-            upgrades.extend(tokens_of(value))
-        elif folded == b"proxy-authorization":
-            if lower == folded:
-                credentials.append(text(value))
-        elif folded == user_header:
-            if lower == user_header:
-                tokens.append(text(value))
-        elif folded == b"content-length":
-            declares_body = declares_body or value.strip() != b"0"
-        elif folded == b"transfer-encoding":
-            declares_body = True
-        elif folded in _OVERRIDES:
-            overrides.append(text(value))
-        elif folded == b"accept":
-            accept.append(text(value))
-        if folded not in _HOP_BY_HOP and folded not in _REWRITES and folded != user_header:
-            if not folded.startswith(_OURS):
-                kept.append(field)
+            fault = "a field value is folded or holds a control character"
+        if folded not in _DROPPED and folded != user_header and not folded.startswith(_OURS):
+            kept.append(field)
+    hosts = found.get(b"host", ())
+    connection = {token for value in found.get(b"connection", ()) for token in tokens_of(value)}
+    listed = {fold(token) for token in connection}
     if len(hosts) > 1:
         fault = fault or "more than one Host"
-    listed = {fold(token) for token in connection}
     if listed & _FRAMING:
         fault = fault or "Connection lists a field that frames or routes the message"
-    upgrade = upgrades == [b"websocket"] and b"upgrade" in connection
     if listed:
         kept = [field for field in kept if fold(field[0]) not in listed]
+    upgrades = [token for value in found.get(b"upgrade", ()) for token in tokens_of(value)]
+    upgrade = upgrades == [b"websocket"] and b"upgrade" in connection
     if upgrade:
-        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        kept += _UPGRADING
+    lengths = found.get(b"content-length", ())
     return Scan(
-        fault,
-        tuple(hosts),
-        tuple(tokens),
-        tuple(overrides),
-        tuple(credentials),
-        ", ".join(accept),
-        upgrade,
-        declares_body,
-        tuple(kept),
+        fault=fault,
+        hosts=_texts(hosts),
+        tokens=_texts(found.get(user_header, ())),
+        overrides=tuple(text(value) for name in sorted(_OVERRIDES) for value in found.get(name, ())),
+        credentials=_texts(found.get(b"proxy-authorization", ())),
+        accept=", ".join(_texts(found.get(b"accept", ()))),
+        upgrade=upgrade,
+        declares_body=b"transfer-encoding" in found or any(value.strip() != b"0" for value in lengths),
+        fields=tuple(kept),
     )
 
 
@@ -160,7 +143,7 @@ def clean_response(fields: Fields, *, switching: bool = False) -> Fields:
         and not folded.startswith(_OURS)
     ]
     if switching:
-        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        kept += _UPGRADING
     return tuple(kept)
 
 
@@ -187,3 +170,7 @@ def tokens_of(value: bytes) -> Iterable[bytes]:
 def text(value: bytes) -> str:
     """One character per byte, so that nothing is lost and nothing fails."""
     return value.decode("latin-1")
+
+
+def _texts(values: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(map(text, values))

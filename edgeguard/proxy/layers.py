@@ -73,12 +73,11 @@ class EdgeStream(engine.HttpStream):
             self._shape = Shape(
                 self.mode is engine.HTTPMode.regular, bool(event.request.data.authority), not event.end_stream
             )
-        elif isinstance(event, http_events.ResponseHeaders) and event.response.status_code == 101:
-            if not self._may_switch(event.response):
-                yield commands.CloseConnection(self.context.server)
-                event = http_events.ResponseProtocolError(
-                    self.stream_id, "unsolicited 101", http_events.ErrorCode.GENERIC_SERVER_ERROR
-                )
+        elif isinstance(event, http_events.ResponseHeaders) and not self._may_switch(event.response):
+            yield commands.CloseConnection(self.context.server)
+            event = http_events.ResponseProtocolError(
+                self.stream_id, "unsolicited 101", http_events.ErrorCode.GENERIC_SERVER_ERROR
+            )
         inner = super()._handle_event(event)
         reply = None
         while True:
@@ -111,9 +110,12 @@ class EdgeStream(engine.HttpStream):
         )
 
     def _may_switch(self, response: http.Response) -> bool:
-        """Whether a 101 answers an upgrade to WebSocket that was let through."""
-        asked = self.flow.request.headers.get("upgrade", "").lower() == "websocket"
-        return asked and response.headers.get("upgrade", "").strip().lower() == "websocket"
+        """Whether a 101, if it is one, answers an upgrade to WebSocket that was let through."""
+        if response.status_code != 101:
+            return True
+        asked: str = self.flow.request.headers.get("upgrade", "")
+        given: str = response.headers.get("upgrade", "")
+        return asked.lower() == given.strip().lower() == "websocket"
 
     def _own_reply(self, error: http_events.ResponseProtocolError) -> http.Response | None:
         status = error.code.http_status_code()
@@ -124,7 +126,7 @@ class EdgeStream(engine.HttpStream):
         if reply is None:
             reason = Reason.UPSTREAM_UNREACHABLE if status >= 500 else Reason.MALFORMED_REQUEST
             reply = self._desk.unreadable(self.context.client, reason)
-        return cast(http.Response, reply)
+        return cast("http.Response", reply)
 
     def _send_reply(self, response: http.Response) -> layer.CommandGenerator[None]:
         self._answered = True
@@ -261,7 +263,7 @@ class EdgeClientTLS(tls.ClientTLSLayer):
             try:
                 command = inner.send(reply)
             except StopIteration as stopped:
-                return cast(tuple[bool, str | None], stopped.value)
+                return cast("tuple[bool, str | None]", stopped.value)
             reply = yield command
             if isinstance(command, tls.TlsClienthelloHook):
                 if self.context.client.error:
@@ -312,7 +314,7 @@ def _read_body(self: _http1.Http1Connection, event: events.Event) -> layer.Comma
         yield from _stock_read_body(self, event)
     except NotImplementedError:
         is_request = isinstance(self, _http1.Http1Server)
-        yield ReceiveHttp(self.ReceiveEndOfMessage(cast(int, self.stream_id)))  # type: ignore[call-arg]
+        yield ReceiveHttp(self.ReceiveEndOfMessage(cast("int", self.stream_id)))
         yield from self.mark_done(request=is_request, response=not is_request)
 
 

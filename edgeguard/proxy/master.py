@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import certifi
@@ -75,6 +75,7 @@ class EdgeMaster(master.Master):
         self._legacy_log_events.uninstall()  # it would build a record for every line at every level
         self.addons = EdgeAddonManager(self)
         self.proxyserver = servers or Proxyserver()
+        self._stopping = False
         self._drain_s = settings.bounds.drain_s
         # The directory first: the engine would make an authority of its own in its default one.
         self.options.update(confdir=str(authority.directory))
@@ -106,19 +107,13 @@ class EdgeMaster(master.Master):
     async def open_doors(self) -> None:
         """Binds every listener. Raises ListenError if one could not be bound; then none stays open."""
         # The engine logs what fails and goes on; its lines would repeat our message.
-        noisy = logging.getLogger("mitmproxy.addons.proxyserver")
-        level = noisy.level
-        noisy.setLevel(logging.CRITICAL)
-        try:
+        with _quiet(logging.getLogger("mitmproxy.addons.proxyserver")):
             bound = await self.proxyserver.setup_servers()
-        finally:
-            noisy.setLevel(level)
-        if bound and all(server.is_running for server in self.proxyserver.servers):
-            return
-        problems = [
-            str(server.last_exception) for server in self.proxyserver.servers if server.last_exception
-        ]
-        await self.close_doors()
+            servers = list(self.proxyserver.servers)
+            if bound and all(server.is_running for server in servers):
+                return
+            problems = [str(server.last_exception) for server in servers if server.last_exception]
+            await self.close_doors()
         raise ListenError("; ".join(problems) or "a listener did not start")
 
     async def close_doors(self) -> None:
@@ -126,13 +121,22 @@ class EdgeMaster(master.Master):
         with contextlib.suppress(OSError, RuntimeError):
             await self.proxyserver.servers.update([])
 
+    def shutdown(self) -> None:
+        """Ends `run`. Thread-safe; also before `run`, which the stock engine would forget."""
+        self._stopping = True
+        super().shutdown()  # type: ignore[no-untyped-call]
+
+    async def run(self) -> None:
+        if not self._stopping:
+            await super().run()
+
     async def done(self) -> None:
         """Stops listening, lets open work finish for a while, ends the rest."""
         await self.close_doors()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_s
         connections = self.proxyserver.connections
-        while connections and loop.time() < deadline:
+        while connections and loop.time() < deadline:  # noqa: ASYNC110 - the engine tells nobody
             await asyncio.sleep(0.02)
         for client_id in list(connections):
             if isinstance(client_id, str):
@@ -142,6 +146,16 @@ class EdgeMaster(master.Master):
                 break
             await asyncio.sleep(0.01)
         await super().done()
+
+
+@contextlib.contextmanager
+def _quiet(noisy: logging.Logger) -> Iterator[None]:
+    level = noisy.level
+    noisy.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        noisy.setLevel(level)
 
 
 def silence_key_logs() -> None:

@@ -24,7 +24,7 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Request
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.authority import ensure_authority
-from edgeguard.proxy.master import EdgeMaster
+from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.settings import Settings
 
@@ -266,10 +266,15 @@ class Engine:
         self.master = EdgeMaster(self.addon, self.settings, self.authority, self.modes)
         for addon in self.extra:
             self.master.addons.add(addon)
-        await self.master.open_doors()
-        self.port = self.master.listening[0][1]
-        self.task = asyncio.get_running_loop().create_task(self.master.run())
-        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        opened = loop.create_future()
+        self.task = loop.create_task(serve(self.master, ready=opened.set_result))
+        await asyncio.wait({self.task, opened}, return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            task = self.task
+            del self.task
+            await task
+        self.port = opened.result()[0][1]
         return self
 
     async def stop(self) -> None:

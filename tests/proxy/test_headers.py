@@ -1,0 +1,79 @@
+"""Fields: what is read, what is kept."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeguard.proxy.headers import clean_response, fold, scan_request, with_host
+
+USER = b"edgeguard-user"
+
+
+@pytest.mark.parametrize("name", [b"X-Api-Key", b"x_api_key", b"X.API.KEY", b"x-api_key"])
+def test_aliases_fold_to_one(name):
+    assert fold(name) == b"x-api-key"
+
+
+@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=12))
+def test_a_scan_never_fails_and_keeps_only_what_came(fields):
+    scan = scan_request(tuple(fields), USER)
+    added = {(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")}
+    assert set(scan.fields) <= set(fields) | added
+    for name, _ in set(scan.fields) - added:
+        assert not fold(name).startswith(b"edgeguard-")
+        assert fold(name) not in {b"proxy-authorization", b"te", b"trailer", b"keep-alive"}
+    clean_response(tuple(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ((b"Host", b"a"), (b"Host", b"b")),
+        ((b"Host", b"a"), (b"host", b"a")),
+        ((b"Content_Length", b"1"),),
+        ((b"Transfer.Encoding", b"chunked"),),
+        ((b"X", b"a\r\n b"),),
+        ((b"X", b"a\0"),),
+        ((b"Connection", b"close, content-length"),),
+        ((b"Connection", b"Transfer_Encoding"),),
+    ],
+)
+def test_what_has_no_single_reading(fields):
+    assert scan_request(fields, USER).fault is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (((b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")), True),
+        (((b"Upgrade", b"WebSocket"), (b"Connection", b"keep-alive, upgrade")), True),
+        (((b"Upgrade", b"websocket"),), False),
+        (((b"Connection", b"upgrade"),), False),
+        (((b"Upgrade", b"h2c, websocket"), (b"Connection", b"upgrade")), False),
+        (((b"Upgrade", b"h2c"), (b"Connection", b"upgrade, http2-settings")), False),
+    ],
+)
+def test_upgrade(fields, expected):
+    scan = scan_request(fields, USER)
+    assert scan.upgrade is expected
+    assert (b"Upgrade", b"websocket") in scan.fields if expected else not scan.fields
+
+
+@pytest.mark.parametrize(
+    ("value", "host", "port", "expected"),
+    [
+        (b"a.test", "a.test", 443, b"a.test"),
+        (b"a.test:443", "a.test", 443, b"a.test:443"),
+        (b"A.test.", "a.test", 443, b"a.test"),
+        (b"a.test", "a.test", 8443, b"a.test:8443"),
+        (b"[::1]:443", "::1", 443, b"[::1]:443"),
+        (b"[0::1]", "::1", 443, b"[::1]"),
+    ],
+)
+def test_host_says_what_was_judged(value, host, port, expected):
+    assert with_host(((b"Host", value),), host, port, 443) == ((b"Host", expected),)
+
+
+@pytest.mark.parametrize(("value", "body"), [(b"0", False), (b"1", True), (b"00", True)])
+def test_a_declared_length(value, body):
+    assert scan_request(((b"Content-Length", value),), USER).declares_body is body
