@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from mitmproxy import ctx, http
-from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client as ClientConnection
 from mitmproxy.proxy import layer, mode_specs
 from mitmproxy.proxy.context import Context
@@ -113,11 +112,6 @@ class EdgeguardAddon:
         self.head_bytes = settings.bounds.head_bytes
         self.hello_bytes = settings.bounds.hello_bytes
         guard.subscribe(self._rejudge)
-
-    # Lifecycle
-
-    def load(self, loader: Loader) -> None:
-        """No options: everything is in the settings."""
 
     # Connections
 
