@@ -7,6 +7,7 @@ outcome is `Hello`, None (more bytes are needed) or `HelloError`, and it does no
 the bytes were cut.
 """
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 HANDSHAKE: Final = 0x16
@@ -20,6 +21,8 @@ ENCRYPTED_SERVER_NAME: Final = 0xFFCE
 
 ACCESS_DENIED: Final = b"\x15\x03\x03\x00\x02\x02\x31"
 """A fatal alert, access_denied (49), as a whole record: what refuses a tunnel that is already open."""
+
+_extension_header: Final = Struct("!HH").unpack_from
 
 
 class HelloError(Exception):
@@ -57,6 +60,12 @@ def read_hello(data: bytes, limit: int) -> Hello | None:
         return None
     if data[0] != HANDSHAKE:
         raise NotTLSError("no TLS handshake")
+    if len(data) > 9 and data[1] == 3 and data[2] <= 4 and data[5] == CLIENT_HELLO:
+        # Nearly always the hello is one whole record; this says of it what the loop below would say.
+        length = data[3] << 8 | data[4]
+        needed = 4 + (data[6] << 16 | data[7] << 8 | data[8])
+        if length == needed <= limit and length <= MAX_RECORD_BYTES and len(data) >= 5 + length:
+            return _parse(data[5 : 5 + length])
     position = 0
     message = b""
     declared = 0  # handshake bytes that the records seen so far promise
@@ -105,8 +114,10 @@ def _parse(message: bytes) -> Hello:
     if message[at] > 32:
         raise HelloError("the session id is too long")
     at += 1 + message[at]
-    suites = int.from_bytes(message[at : at + 2])
-    if at + 2 > size or suites < 2 or suites % 2:
+    if at + 2 > size:
+        raise HelloError("the cipher suites do not fit")
+    suites = message[at] << 8 | message[at + 1]
+    if suites < 2 or suites % 2:
         raise HelloError("the cipher suites do not fit")
     at += 2 + suites
     if at >= size or message[at] < 1:
@@ -114,25 +125,25 @@ def _parse(message: bytes) -> Hello:
     at += 1 + message[at]
     if at == size:
         return Hello(None, ech=False)
-    if at + 2 > size or at + 2 + int.from_bytes(message[at : at + 2]) != size:
+    if at + 2 > size or at + 2 + (message[at] << 8 | message[at + 1]) != size:
         raise HelloError("the extensions do not fit")
     at += 2
     sni: str | None = None
-    seen: set[int] = set()
+    kinds: list[int] = []
     while at < size:
         if at + 4 > size:
             raise HelloError("an extension is cut off")
-        kind = message[at] << 8 | message[at + 1]
-        end = at + 4 + (message[at + 2] << 8 | message[at + 3])
-        if end > size:
-            raise HelloError("an extension is longer than the hello")
-        if kind in seen:
-            raise HelloError("an extension stands twice")
-        seen.add(kind)
+        kind, length = _extension_header(message, at)
+        at += 4
         if kind == SERVER_NAME:
-            sni = _server_name(message[at + 4 : end])
-        at = end
-    return Hello(sni, ech=ENCRYPTED_CLIENT_HELLO in seen or ENCRYPTED_SERVER_NAME in seen)
+            sni = _server_name(message[at : at + length])
+        kinds.append(kind)
+        at += length
+    if at != size:
+        raise HelloError("an extension is longer than the hello")
+    if len(set(kinds)) != len(kinds):
+        raise HelloError("an extension stands twice")
+    return Hello(sni, ech=ENCRYPTED_CLIENT_HELLO in kinds or ENCRYPTED_SERVER_NAME in kinds)
 
 
 def _server_name(body: bytes) -> str:
