@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from ipaddress import IPv6Network, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from edgeguard.policy.addresses import WELL_KNOWN, Address, AddressClass, classify, embedded, parse_address
+from edgeguard.policy.addresses import (
+    METADATA_NAMES,
+    WELL_KNOWN,
+    Address,
+    AddressClass,
+    classify,
+    embedded,
+    parse_address,
+)
 from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
 from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit, Required
 from edgeguard.policy.flat import Kind
@@ -20,7 +28,7 @@ from edgeguard.policy.paths import PathError, Query, Segments, check_target, fol
 from edgeguard.policy.plan import STAGE_REASON, Plan, Planner
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.regions import overlap
-from edgeguard.policy.request import Request, User
+from edgeguard.policy.request import Client, Request, User
 from edgeguard.policy.tables import ENTRY, FOREVER, Gate, Statement, Tables
 
 if TYPE_CHECKING:
@@ -80,8 +88,8 @@ class Engine:
     def __init__(self, tables: Tables, *, nat64: Sequence[IPv6Network] = (WELL_KNOWN,)) -> None:
         self.tables = tables
         self.planner = Planner(tables, nat64)
-        self._memo: dict[tuple[object, ...], Plan] = {}
-        self._old: dict[tuple[object, ...], Plan] = {}
+        self._memo: dict[tuple[Client, str, int, bool], Plan] = {}
+        self._old: dict[tuple[Client, str, int, bool], Plan] = {}
 
     @property
     def rule_count(self) -> int:
@@ -113,13 +121,51 @@ class Engine:
         plan = self._memo.get(key)
         return plan if plan is not None and plan.start <= now < plan.end else self._plan(key, now)
 
-    def _plan(self, key: tuple[object, ...], now: float) -> Plan:
+    def _plan(self, key: tuple[Client, str, int, bool], now: float) -> Plan:
         plan = self._old.get(key)
         if plan is None or not plan.start <= now < plan.end:
-            plan = self.planner.build(key[0], key[1], key[2], now, key[3])  # type: ignore[arg-type]
+            client, host, port, restricted = key
+            plan = self._solo(client, host, port, now) if not restricted else None
+            if plan is None:
+                plan = self.planner.build(client, host, port, now, restricted)
         if len(self._memo) >= MEMO:
             self._old, self._memo = self._memo, {}
         self._memo[key] = plan
+        return plan
+
+    def _solo(self, client: Client, host: str, port: int, now: float) -> Plan | None:
+        """The plan where one plain allow stands alone on an exact host: the same for every client that it means."""
+        rules, gates = self.tables.rules, self.tables.gates
+        found = rules.exact.get(host)
+        if (
+            found is None
+            or len(found) != ENTRY
+            or rules.everywhere
+            or gates.everywhere
+            or host in METADATA_NAMES
+        ):
+            return None
+        below, gated = rules.below, gates.below
+        if host in gates.exact:
+            return None
+        place = len(host)
+        for _ in range(max(rules.depth, gates.depth)):
+            place = host.rfind(".", 0, place)
+            if place < 0:
+                break
+            suffix = host[place + 1 :]
+            if suffix in below or suffix in gated:
+                return None
+        index, low, high = found
+        statement = rules.get(index)
+        if statement.kind is not Kind.ALLOW or not statement.plain or not low <= port <= high:
+            return None
+        clients = statement.clients
+        if not (client.identified if clients is None else client.name in clients.names):
+            return None
+        plan: Plan | None = statement.solo
+        if plan is None or plan.port != port:
+            plan = statement.solo = self.planner.build(client, host, port, now, False)
         return plan
 
     def explain(self, request: Request, now: float, *, restricted: bool = False) -> "Trace":
@@ -139,6 +185,7 @@ class Engine:
             or self._offline(plan, protocol, allows)
             or self._denied(plan, protocol)
             or self._no_allow(plan, protocol, allows)
+            or self._opaque(plan, protocol)
             or self._address(plan, [a.id for a in allows])
         )
         if refused is not None:
@@ -184,15 +231,19 @@ class Engine:
 
     @staticmethod
     def _denied(plan: Plan, protocol: str) -> Refused | None:
-        """A deny that whatever is inside cannot escape. Opaque bytes cannot be looked into: there, any deny may be meant."""
+        """A deny that nothing inside can escape."""
         for deny in plan.denies:
-            cond = deny.cond
-            if (
-                cond.may_touch(protocol, plan.port)
-                if protocol == "tcp"
-                else cond.certain(protocol, plan.port) and deny.id not in plan.lifts
-            ):
+            if deny.cond.certain(protocol, plan.port) and deny.id not in plan.lifts:
                 return Refused(Reason.DENIED_BY_RULE, deny.id)
+        return None
+
+    @staticmethod
+    def _opaque(plan: Plan, protocol: str) -> Refused | None:
+        """Opaque bytes cannot be looked into: there, every deny that looks inside may be meant."""
+        if protocol == "tcp":
+            for deny in plan.denies:
+                if deny.cond.may_touch(protocol, plan.port):
+                    return Refused(Reason.DENIED_BY_RULE, deny.id)
         return None
 
     @staticmethod
@@ -233,11 +284,7 @@ class Engine:
             return Lane.INSPECT
         names = {a.id for a in allows}
         for statement, hit in plan.limits:
-            if (
-                not hit.enforced
-                or hit.unit != "requests"
-                or not statement.cond.may_touch(protocol, port)
-            ):
+            if not hit.enforced or hit.unit != "requests" or not statement.cond.may_touch(protocol, port):
                 continue
             rules = statement.limit.rules if statement.limit is not None else None
             if rules is None or rules & names:

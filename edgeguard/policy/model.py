@@ -203,7 +203,11 @@ class Rule(Where, Timed):
             if self.to is None and self.resource is None and self.action is None:
                 raise ValueError("an allow needs `to` or `resource`: nothing is allowed everywhere")
             for target in self.targets or ():
-                if target.kind in {HostKind.BELOW, HostKind.TREE} and "." not in target.host:
+                if (
+                    target.kind in {HostKind.BELOW, HostKind.TREE}
+                    and "." not in target.host
+                    and target.host != "localhost"
+                ):
                     raise ValueError(
                         f"`{target}` would allow a whole top-level domain; name at least two labels"
                     )

@@ -100,7 +100,7 @@ class Statement:
 
     __slots__ = (
         "claims", "clients", "cond", "end", "excepted", "gate", "id", "index", "kind", "lifts", "limit",
-        "percent", "plain", "resolves", "start", "survive", "timed", "tls", "when",
+        "percent", "plain", "resolves", "solo", "start", "survive", "timed", "tls", "when",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +125,8 @@ class Statement:
         self.limit: Limit | None = None
         self.gate: Gate | None = None
         self.lifts: tuple[Lift, ...] = ()
+        self.solo: Any = None
+        """The plan of a destination where this statement stands alone; kept by the engine."""
         self.plain = True
         """No field beyond clients and condition is in use."""
 
@@ -183,6 +185,12 @@ class StatementTable:
         if made is None:
             made = self._made[index] = self._make(index)
         return made
+
+    def check_extras(self) -> None:
+        """Makes the statements with seldom fields, whose shape is checked nowhere else. Raises `TablesError`."""
+        for index, row in enumerate(self._rows):
+            if row[5]:
+                self.get(index)
 
     def _make(self, index: int) -> Statement:
         id_, kind, percent, clients, cond, extra = self._rows[index]
@@ -285,6 +293,8 @@ class Tables:
         self.rules = StatementTable("rules", rules, frozenset({0, 1, 2, 4, 5}), {})
         self.gates = StatementTable("age", age, frozenset({3}), self.region_groups)
         self.rules.lifts = _lifts(exceptions)
+        self.rules.check_extras()
+        self.gates.check_extras()
         self.salt: str = rules.get("salt", "")
         self.flags: dict[str, bool] = _map("rules", rules, "flags")
         self.resources: dict[str, Any] = _map("rules", rules, "resources")

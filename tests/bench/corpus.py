@@ -10,18 +10,21 @@ from edgeguard.policy.model import Module, Policy
 from edgeguard.policy.request import Client, Request
 
 NAME = "plausible-saas-1"
-_VENDORS = (
-    "stripe adyen twilio sendgrid mailgun datadog sentry segment amplitude mixpanel snowflake databricks okta auth0 github gitlab "
-    "atlassian slack zoom hubspot salesforce zendesk intercom algolia contentful cloudinary mapbox plaid brex ramp gusto workday "
-    "docusign dropbox box figma notion airtable retool vercel netlify fastly cloudflare pagerduty opsgenie launchdarkly statsig"
-).split()
-_WORDS = (
-    "api auth billing catalog cdn checkout console data events export feeds files gateway hooks identity images import ingest invoices "
-    "jobs ledger login mail media metrics notify orders partner payments portal profile push quotes reports search secure ship static "
-    "status stream support sync telemetry tokens tracking upload usage vault video webhooks"
-).split()
+_VENDORS = ["stripe", "adyen", "twilio", "sendgrid", "mailgun", "datadog", "sentry", "segment", "amplitude", "mixpanel", "snowflake", "databricks", "okta", "auth0", "github", "gitlab", "atlassian", "slack", "zoom", "hubspot", "salesforce", "zendesk", "intercom", "algolia", "contentful", "cloudinary", "mapbox", "plaid", "brex", "ramp", "gusto", "workday", "docusign", "dropbox", "box", "figma", "notion", "airtable", "retool", "vercel", "netlify", "fastly", "cloudflare", "pagerduty", "opsgenie", "launchdarkly", "statsig"]
+_WORDS = ["api", "auth", "billing", "catalog", "cdn", "checkout", "console", "data", "events", "export", "feeds", "files", "gateway", "hooks", "identity", "images", "import", "ingest", "invoices", "jobs", "ledger", "login", "mail", "media", "metrics", "notify", "orders", "partner", "payments", "portal", "profile", "push", "quotes", "reports", "search", "secure", "ship", "static", "status", "stream", "support", "sync", "telemetry", "tokens", "tracking", "upload", "usage", "vault", "video", "webhooks"]
 _TLDS = ("com", "com", "com", "io", "net", "co", "dev", "cloud")
-_TEAMS = ("payments", "growth", "media", "data-platform", "search", "identity", "logistics", "support", "finance", "ml-platform")
+_TEAMS = (
+    "payments",
+    "growth",
+    "media",
+    "data-platform",
+    "search",
+    "identity",
+    "logistics",
+    "support",
+    "finance",
+    "ml-platform",
+)
 _SERVICES = ("api", "worker", "scheduler", "sync", "exporter", "webhook", "gateway", "batch")
 _VERBS = (["GET"], ["GET", "HEAD"], ["GET", "POST"], ["POST"], ["GET", "POST", "PUT", "DELETE"])
 _REGIONS = ("", "", "eu-west-1.", "us-east-1.", "ap-south-1.")
@@ -35,7 +38,9 @@ class Corpus:
     granted: tuple[Request, ...]
 
     def policy(self) -> Policy:
-        return Policy(modules=tuple(sorted((Module.model_validate(m) for m in self.modules), key=lambda m: m.module)))
+        return Policy(
+            modules=tuple(sorted((Module.model_validate(m) for m in self.modules), key=lambda m: m.module))
+        )
 
 
 def corpus(size: int, seed: int = 20261) -> Corpus:
@@ -52,9 +57,22 @@ def corpus(size: int, seed: int = 20261) -> Corpus:
         client = f"{team}-{rng.choice(_SERVICES)}"
         id_ = f"{team}-{vendor}-{word}-{number}"
         if number % 12 == 11:
-            rules[team].append({"id": id_, "effect": "deny", "to": [f"**.blocked-{number:x}.{vendor}.net"], "rationale": "Not approved."})
+            rules[team].append(
+                {
+                    "id": id_,
+                    "effect": "deny",
+                    "to": [f"**.blocked-{number:x}.{vendor}.net"],
+                    "rationale": "Not approved.",
+                }
+            )
             continue
-        rule = {"id": id_, "effect": "allow", "clients": [client], "to": [host], "rationale": f"{team} uses {vendor} {word}."}
+        rule = {
+            "id": id_,
+            "effect": "allow",
+            "clients": [client],
+            "to": [host],
+            "rationale": f"{team} uses {vendor} {word}.",
+        }
         path = "/"
         if number % 3 == 0:
             rule["methods"], rule["paths"] = rng.choice(_VERBS), [f"/v{rng.randint(1, 3)}/{word}/**"]
@@ -68,7 +86,15 @@ def corpus(size: int, seed: int = 20261) -> Corpus:
         rules[team].append(rule)
         granted.append(Request(Client(client, True), host, 443, "tls", rule.get("methods", ["GET"])[0], path))
         if number % 200 == 3:
-            limits.append({"id": f"limit-{number}", "match": {"rules": [id_]}, "limit": "100/s", "burst": 200, "unit": "requests"})
+            limits.append(
+                {
+                    "id": f"limit-{number}",
+                    "match": {"rules": [id_]},
+                    "limit": "100/s",
+                    "burst": 200,
+                    "unit": "requests",
+                }
+            )
         if number % 500 == 6:
             gates.append(
                 {

@@ -4,12 +4,12 @@ import random
 
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tests.policy import reference
-from tests.policy.strategies import NOW, allow, build, deny, modules, prune, requests
 
 from edgeguard.policy.compile import compile_policy
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.request import Client, Request
+from tests.policy import reference
+from tests.policy.strategies import NOW, allow, build, deny, modules, prune, requests
 
 CHECK = settings(max_examples=100, deadline=None)
 
