@@ -132,7 +132,7 @@ class Opening(ClientSide):
             self._not_tls(verdict)
             return
         except HelloError:
-            self._fail(Reason.MALFORMED_REQUEST)
+            self._opaque(verdict, Reason.MALFORMED_REQUEST)
             return
         if hello is None:
             return
@@ -150,7 +150,7 @@ class Opening(ClientSide):
             # RFC 6066, 3: an address is never sent as a server name, so its absence is the expected form.
             if is_address(verdict.host):
                 return True
-            self._fail(Reason.MISDIRECTED_REQUEST)
+            self._opaque(verdict, Reason.MISDIRECTED_REQUEST)
             return False
         if hello.sni.lower() == verdict.host:
             return True
@@ -162,7 +162,7 @@ class Opening(ClientSide):
     def upstream_spoke(self) -> None:
         """The server spoke first, which TLS never does."""
         if self._phase == HELLO and self.verdict is not None:
-            self._opaque(self.verdict)
+            self._opaque(self.verdict, Reason.OPAQUE_TUNNEL)
 
     def upstream_left(self) -> None:
         """The upstream ended before the client said anything."""
@@ -172,22 +172,25 @@ class Opening(ClientSide):
     def _not_tls(self, verdict: Verdict) -> None:
         """Bytes that are not TLS: plain HTTP or anything else, each only where a rule allows it."""
         buffer = self._buffer
-        if not buffer[:1].isalpha() or buffer.startswith(HTTP2_PREFACE):
-            self._opaque(verdict)
-        elif HTTP2_PREFACE.startswith(buffer):
+        if HTTP2_PREFACE.startswith(buffer):
             return  # too few bytes to tell POST from the preface of HTTP/2
+        if not buffer[:1].isalpha() or buffer.startswith(HTTP2_PREFACE):
+            self._opaque(verdict, Reason.OPAQUE_TUNNEL)
         elif verdict.facts.protocol == "http":
             self._inspect(verdict, None)
-        elif (other := self._switch(verdict, "http")) is not None:
+        elif self._back is not None and self._switch(verdict, "tcp") is not None:
+            self._relay()
+        elif self._phase == HELLO and (other := self._switch(verdict, "http")) is not None:
             self._inspect(other, None)
         elif self._phase == HELLO:
-            self._opaque(verdict)
+            self._fail(Reason.OPAQUE_TUNNEL)
 
-    def _opaque(self, verdict: Verdict) -> None:
+    def _opaque(self, verdict: Verdict, reason: Reason) -> None:
+        """Bytes that name nobody: relayed where a rule says `protocol: tcp`, refused with `reason` elsewhere."""
         if self._back is not None and self._switch(verdict, "tcp") is not None:
             self._relay()
         elif self._phase == HELLO:
-            self._fail(Reason.OPAQUE_TUNNEL)
+            self._fail(reason)
 
     def _switch(self, verdict: Verdict, protocol: Protocol) -> Verdict | None:
         """The settled allow for another protocol than the one assumed; None if there is none."""

@@ -250,6 +250,38 @@ async def test_tcp_is_relayed_where_a_rule_says_so_even_if_the_server_speaks_fir
         await running.idle()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(client_hello(None), id="tls-without-sni"),
+        pytest.param(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", id="unreadable-hello"),
+        pytest.param(b"PING\r\n", id="text"),
+        pytest.param(b"\x00\x00\x00\x08\x04\xd2\x16\x2f", id="binary"),
+    ],
+)
+async def test_where_a_rule_allows_tcp_bytes_need_no_name(running, upstream, data):
+    for protocol in ("tls", "http", "tcp"):
+        running.guard.allow("good.test", upstream.port, protocol)
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{upstream.port}") == OK
+        client.send(data)
+        assert await client.exactly(len(data)) == data
+    await running.idle()
+    assert [entry[3] for entry in running.guard.finished][0] == "protocol_changed"
+
+
+async def test_a_wrong_name_is_refused_even_where_a_rule_allows_tcp(running, upstream):
+    """attack-A01"""
+    for protocol in ("tls", "tcp"):
+        running.guard.allow("good.test", upstream.port, protocol)
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{upstream.port}") == OK
+        client.send(client_hello("other.test"))
+        assert await client.rest() == ACCESS_DENIED
+    assert upstream.received == b""
+    await running.idle()
+
+
 async def test_a_server_that_speaks_first_is_refused_where_tls_is_expected(running):
     async def greet(reader, writer):
         writer.write(b"220 ready\r\n")
