@@ -267,7 +267,7 @@ async def test_where_a_rule_allows_tcp_bytes_need_no_name(running, upstream, dat
         client.send(data)
         assert await client.exactly(len(data)) == data
     await running.idle()
-    assert [entry[3] for entry in running.guard.finished][0] == "protocol_changed"
+    assert next(entry[3] for entry in running.guard.finished) == "protocol_changed"
 
 
 async def test_a_wrong_name_is_refused_even_where_a_rule_allows_tcp(running, upstream):
