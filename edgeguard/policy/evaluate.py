@@ -49,10 +49,8 @@ def evaluate(engine: Engine, question: Mapping[str, Any], now: float) -> dict[st
             )
     restricted = question.get("restricted", False) is True
     worst: tuple[int, Request, Decision] | None = None
-    count = 0
-    for request in _requests(engine, question, now, restricted):
-        count += 1
-        if count > MAX_WITNESSES:
+    for count, request in enumerate(_requests(engine, question, now, restricted)):
+        if count >= MAX_WITNESSES:
             raise QuestionError(
                 "the resource is too wide to be judged as a whole; ask about a host and a path"
             )
@@ -224,13 +222,14 @@ def _own_words(
                         yield probe._replace(method=method, target=path + _query(query), user=user)
 
 
-def _named(known: Mapping[str, Any], kind: str, name: object) -> Any:
+def _named(known: Mapping[str, Any], kind: str, name: object) -> tuple[Any, Any, Any]:
     if name not in known:
         close = difflib.get_close_matches(str(name), list(known), 1)
         raise QuestionError(
             f"there is no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
         )
-    return known[name]  # type: ignore[index]
+    first, second, third = known[str(name)]
+    return first, second, third
 
 
 def _hosts(engine: Engine, target: Target) -> Iterator[str]:

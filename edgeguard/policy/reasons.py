@@ -29,7 +29,7 @@ class Reason(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     PATH_NOT_ALLOWED = "path_not_allowed"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
-    AGE_TOKEN_INVALID = "age_token_invalid"
+    AGE_TOKEN_INVALID = "age_token_invalid"  # noqa: S105 - a reason, no secret
     AGE_VERIFICATION_REQUIRED = "age_verification_required"
     AGE_BELOW_MINIMUM = "age_below_minimum"
     RATE_LIMITED = "rate_limited"

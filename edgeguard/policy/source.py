@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml import events as ev
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import FileMark, MarkedYAMLError, StreamMark, StringMark, YAMLError
 
 from edgeguard.policy import model
 from edgeguard.policy.model import Module, Policy
@@ -22,6 +23,8 @@ MAX_FILE: Final = 64 * 1024 * 1024
 MAX_DEPTH: Final = 16
 
 type Path = tuple[str | int, ...]
+type Mark = FileMark | StringMark | StreamMark
+type Event = Any  # ruamel.yaml's events carry no types
 type Marks = dict[Path, tuple[int, int]]
 
 _INT: Final = re.compile(r"[-+]?[0-9]+\Z|0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
@@ -72,8 +75,8 @@ class Sources:
         return PolicyError(file, line, column, f"{statement}.{field}" if field else statement, message, hint)
 
 
-class _Refused(Exception):
-    def __init__(self, mark: Any, message: str, hint: str = "", path: Path = ()) -> None:
+class _Refused(Exception):  # noqa: N818 - it never leaves this module
+    def __init__(self, mark: Mark, message: str, hint: str = "", path: Path = ()) -> None:
         self.line, self.column, self.path = mark.line + 1, mark.column + 1, path
         self.message, self.hint = message, hint
 
@@ -181,7 +184,7 @@ def _document(stream: Iterator[Any], marks: Marks, name: str, errors: list[Polic
 
 
 def _value(
-    event: Any, stream: Iterator[Any], path: Path, marks: Marks, name: str, errors: list[PolicyError]
+    event: Event, stream: Iterator[Any], path: Path, marks: Marks, name: str, errors: list[PolicyError]
 ) -> object:
     if isinstance(event, ev.AliasEvent) or event.anchor is not None:
         raise _Refused(
@@ -224,7 +227,7 @@ def _value(
     return out
 
 
-def _scalar(event: Any, path: Path) -> object:
+def _scalar(event: Event, path: Path) -> object:
     text: str = event.value
     if event.style is not None:  # quoted or block text is text
         return text
@@ -283,7 +286,7 @@ def nearest(word: str, known: list[str]) -> str:
     return "known here: " + ", ".join(sorted(known)) if known else ""
 
 
-def translate(name: str, marks: Marks, item: Any) -> PolicyError:
+def translate(name: str, marks: Marks, item: ErrorDetails) -> PolicyError:
     path: Path = tuple(item["loc"])
     kind, message, hint = item["type"], item["msg"].removeprefix("Value error, "), ""
     if kind == "extra_forbidden":

@@ -339,7 +339,7 @@ def _map(name: str, section: Mapping[str, Any], field: str) -> dict[str, Any]:
     return value
 
 
-def _texts(name: str, value: Any) -> list[str]:
+def _texts(name: str, value: object) -> list[str]:
     if type(value) is not list or not all(type(text) is str for text in value):
         raise TablesError(f"{name}: not a list of texts")
     return value

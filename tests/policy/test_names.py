@@ -12,7 +12,7 @@ ONE = {
     "attack-H03": ("EXAMPLE.COM.", "example.com"),
     "attack-H08": ("🔐.example.com", "xn--jv8h.example.com"),
     "attack-H09": ("тест.example.com", "xn--e1aybc.example.com"),
-    "attack-H09-upper": ("ТЕСТ.Example.com", "xn--e1aybc.example.com"),
+    "attack-H09-upper": ("\u0422\u0415\u0421\u0422.Example.com", "xn--e1aybc.example.com"),
     "attack-H12-accent": ("allowéd.test", "xn--allowd-fva.test"),
     "attack-H20": ("foo_bar._tcp.example.com", "foo_bar._tcp.example.com"),
     "attack-I03-hex": ("0X7f000001", "127.0.0.1"),
@@ -34,7 +34,7 @@ ONE = {
 NONE = {
     "attack-H06-empty": "",
     "attack-H06-colons": "::::",
-    "attack-H12-fullwidth": "ａllowed.test",
+    "attack-H12-fullwidth": "\uff41llowed.test",
     "attack-H12-escape": "allowed%2etest",
     "attack-H12-two-dots": "allowed.test..",
     "attack-H12-leading": ".allowed.test",

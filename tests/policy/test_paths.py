@@ -1,6 +1,7 @@
 """Readings of paths and templates (rows P of the attack list)."""
 
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -87,10 +88,8 @@ def test_linear_time():
     worst = "/" + "%2f..;%2561/" * 20 + "//.%2e/x"
     start = time.perf_counter()
     for _ in range(50):
-        try:
+        with suppress(PathError):
             readings("/a" * 100 + worst)
-        except PathError:
-            pass
     assert time.perf_counter() - start < 2
 
 

@@ -81,9 +81,7 @@ def test_a_connection_is_refused_only_if_every_request_is(data, request):
 @given(modules(), requests)
 def test_a_tunnel_needs_nothing_from_inside(data, request):
     """In the tunnel lane, no well-formed request could have been refused."""
-    assume(
-        request.protocol in {"tls", "websocket"} and request.method not in {"TRACE"} and not request.overrides
-    )
+    assume(request.protocol in {"tls", "websocket"} and request.method != "TRACE" and not request.overrides)
     _, engine = build(data)
     connect = engine.decide(request._replace(protocol="tls", method=None, target=None, user=None), NOW)
     if connect.allow and connect.lane is Lane.TUNNEL:
