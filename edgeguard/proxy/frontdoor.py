@@ -64,6 +64,7 @@ class EdgeInstance(AsyncioServerInstance[EdgeMode]):
 
     async def listen(self, host: str, port: int) -> list[Any]:
         """Listens. Raises OSError when the address is taken."""
+        host = host.removeprefix("[").removesuffix("]")  # mode strings carry IPv6 addresses in brackets
         manager = self.manager
         if not isinstance(manager, EdgeServers):
             raise TypeError("mode `edge` needs the EdgeServers addon in place of Proxyserver")

@@ -605,3 +605,12 @@ async def test_several_addresses_are_raced(start_door, upstream):
         async with running.client() as client:
             assert await client.connect(f"good.test:{upstream.port}") == OK
         await running.idle()
+
+
+async def test_a_mode_string_may_name_an_ipv6_address(running):
+    (listener,) = await running.instance.listen("[::1]", free_port())
+    try:
+        assert listener.sockets[0].getsockname()[0] == "::1"
+    finally:
+        listener.close()
+        running.servers.close_all()
