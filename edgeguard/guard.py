@@ -179,6 +179,7 @@ class Guard:
             the local configuration within root's list.
         tokens: Makes the reader of user tokens for a snapshot's issuers.
         nobody: The facts about a person who presents no token, for instance a configured region.
+        own: Whether this process listens at an address and port: never to be dialled, whatever a rule says.
         nat64: NAT64 prefixes of this network besides the well-known one (RFC 6052).
         monotonic_ns: Clock of the rate limits.
     """
@@ -193,6 +194,7 @@ class Guard:
         essentials: Collection[tuple[str, int]] = frozenset(),
         tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),
         nobody: User | None = None,
+        own: Callable[[str, int], bool] = lambda _address, _port: False,
         nat64: Sequence[IPv6Network] = (),
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -203,6 +205,7 @@ class Guard:
         self._essentials = frozenset(essentials)
         self._tokens = tokens
         self._nobody = nobody
+        self._own = own
         self._nat64 = (WELL_KNOWN, *nat64) if nat64 else ()
         self._classify = partial(classify, nat64=self._nat64 or (WELL_KNOWN,))
         self._monotonic_ns = monotonic_ns
@@ -344,6 +347,7 @@ class Guard:
                 kept, reason, rule = verdict.engine.admit(
                     verdict.request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
                 )
+            kept = tuple(a for a in kept if not self._own(a, verdict.request.port))
         except Exception:
             # Fail closed: an address that could not be judged is not dialled.
             logger.exception("judging addresses failed")

@@ -232,6 +232,14 @@ def test_admit_keeps_the_order_and_drops_what_is_forbidden() -> None:
     assert nowhere.reason is Reason.ADDRESS_NOT_ALLOWED
 
 
+def test_our_own_listeners_are_never_dialled() -> None:
+    bench = Bench(own=lambda address, port: (address, port) == ("192.0.2.7", 443))
+    bench.activate()
+    verdict = bench.guard.admit(bench.guard.judge(facts()), ["192.0.2.7", "192.0.2.8"])
+    assert verdict.addresses == ("192.0.2.8",)
+    assert bench.guard.admit(verdict, ["192.0.2.7"]).reason is Reason.ADDRESS_NOT_ALLOWED
+
+
 def test_a_full_log_refuses_new_work_and_gives_the_seat_back() -> None:
     bench = Bench(FakeEngine(limits=(SEAT,)))
     bench.activate()

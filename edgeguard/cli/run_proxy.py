@@ -1,6 +1,7 @@
 """`edgeguard run`: the proxy."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -46,12 +47,13 @@ def run(
         node = Node(settings)
         task = asyncio.ensure_future(node.run(lambda at: announce(at, node)))
         loop = asyncio.get_running_loop()
+        # The first signal lets open work finish, the second does not wait.
+        asked = iter((node.stop,))
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        try:
+            loop.add_signal_handler(number, lambda: next(asked, task.cancel)())
+        with contextlib.suppress(asyncio.CancelledError):
             await task
-        except asyncio.CancelledError:
-            err.print("stopped")
+        err.print("stopped")
 
     def announce(at: Address, node: Node) -> None:
         ready, why = node.ready()

@@ -37,6 +37,7 @@ from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.resolver import Resolver
 from edgeguard.settings import Settings
+from edgeguard.settings.values import split_address
 from edgeguard.sync.agent import SyncAgent
 from edgeguard.sync.clock import TrustedClock
 
@@ -99,6 +100,7 @@ class Node:
             sync_s=settings.evidence.sync_s,
             paths=settings.evidence.paths == "keep",
         )
+        self._dialer = Dialer()
         bounds = settings.bounds
         self.guard = Guard(
             clients=ClientDirectory(settings.identity),
@@ -113,6 +115,7 @@ class Node:
                 region=settings.user.region,
             ),
             nobody=User(region=settings.user.region) if settings.user.region else None,
+            own=self._dialer.is_own,
             nat64=[ipaddress.IPv6Network(prefix) for prefix in settings.resolver.nat64_prefixes],
         )
         self.sync = SyncAgent(
@@ -122,9 +125,10 @@ class Node:
         self.metrics.watch_limits(limiter.usage)
         self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
         self.started = time.time()
+        self._master: EdgeMaster | None = None
 
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
-        """Serves until cancelled.
+        """Serves until `stop`, or until cancelled, which does not wait for open work.
 
         Raises:
             ListenError: a port is in use. StoreError, Refusal: the state folder or the root cannot be used.
@@ -134,25 +138,35 @@ class Node:
         self.guard.start()
         passages = Passages()
         resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
-        services = Services(self.guard, resolver, Dialer(), passages, settings, self.clock.now)
-        master = EdgeMaster(
+        servers = EdgeServers(
+            Services(self.guard, resolver, self._dialer, passages, settings, self.clock.now)
+        )
+        self._master = EdgeMaster(
             EdgeguardAddon(self.guard, resolver, passages, settings),
             settings,
             self.authority,
             [f"edge@{settings.listen.address}"],
-            EdgeServers(services),
+            servers,
         )
         admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
         try:
             await admin.start()
+            _forbid(self._dialer, admin.address)
             try:
-                await serve(master, ready=_first(ready))
+                await serve(self._master, ready=_first(ready))
+                await _drained(servers, settings.bounds.drain_s)
             finally:
+                servers.close_all()
                 await admin.stop()
         finally:
             self.guard.stop()
             await asyncio.to_thread(self.sync.stop)
             await asyncio.to_thread(self.log.close)
+
+    def stop(self) -> None:
+        """Ends `run` once open work is done, or after `bounds.drain_s`. Callable from any thread."""
+        if self._master is not None:
+            self._master.shutdown()
 
     def ready(self) -> tuple[bool, str]:
         """Whether a verified policy is enforced, and the state or what is wrong."""
@@ -220,6 +234,20 @@ def _essentials(settings: Settings, trust: TrustState) -> set[tuple[str, int]]:
 def _pair(text: str) -> tuple[str, int]:
     host, port = split_authority(text, None)
     return canonical_host(host), port
+
+
+def _forbid(dialer: Dialer, address: str) -> None:
+    """A client must not reach the admin address through the proxy."""
+    if address and not address.startswith("unix:"):
+        dialer.forbid(*split_address(address))
+
+
+async def _drained(servers: EdgeServers, within_s: float) -> None:
+    """Waits for tunnels that are still open."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while servers.working and loop.time() < deadline:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.02)
 
 
 def _first(ready: Callable[[Address], None] | None) -> Callable[[list[tuple[str, int]]], None] | None:
