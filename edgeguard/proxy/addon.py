@@ -9,8 +9,9 @@ import asyncio
 import functools
 import inspect
 import logging
+import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Client as ClientConnection
@@ -26,11 +27,11 @@ from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import HostError, canonical_host, is_address
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import UNKNOWN_CLIENT, Client
+from edgeguard.policy.request import UNKNOWN_CLIENT, Client, Protocol
 from edgeguard.proxy import failsafe, headers, replies
 from edgeguard.proxy.clienthello import Hello
 from edgeguard.proxy.connections import Connection, Connections, Exchange
-from edgeguard.proxy.layers import CLIENT_LEFT, REPLY, SHAPE, EdgeClientTLS, EdgeHttpLayer, Shape
+from edgeguard.proxy.layers import CLIENT_LEFT, REPLY, SHAPE, EdgeClientTLS, EdgeHttpLayer, Relay, Shape
 from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.settings import Settings
 
@@ -43,7 +44,7 @@ _NEVER: Final = frozenset({"TRACE", "TRACK"})
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Resolves(Protocol):
+class Resolves(typing.Protocol):
     """`resolver.Resolver`."""
 
     async def resolve(self, host: str) -> Sequence[str]: ...
@@ -173,16 +174,33 @@ class EdgeguardAddon:
             isinstance(top, (engine.HttpStream, modes.TransparentProxy))
             and connection.passage.host is not None
         ):
-            if is_tls:
+            if connection.tunnel is not None and connection.tunnel.verdict.facts.protocol == "tcp":
+                nextlayer.layer = Relay(context, self, None)
+            elif is_tls:
                 server_tls = tls.ServerTLSLayer(context)
                 server_tls.child_layer = EdgeClientTLS(context, self)
                 nextlayer.layer = server_tls
             else:
-                self._guard.refuse(self._judge_tunnel(connection), Reason.OPAQUE_TUNNEL)
-                nextlayer.layer = failsafe.DenyLayer(context)
+                nextlayer.layer = self._clear(context, connection)
         else:
             # A door without a claim that could be judged (SOCKS5, transparent): not without the front door.
             nextlayer.layer = failsafe.DenyLayer(context)
+
+    def _clear(self, context: Context, connection: Connection) -> layer.Layer:
+        """A tunnel without TLS: plain HTTP or anything else, each only where a rule allows it."""
+        if connection.tunnel is None:
+            # The front door let it through as plain HTTP; each request is judged as that.
+            return EdgeHttpLayer(context, engine.HTTPMode.transparent, self)
+        verdict = connection.tunnel.verdict
+        protocols: tuple[Protocol, ...] = ("http", "tcp")
+        for protocol in protocols:
+            again = self._guard.judge(verdict.facts._replace(protocol=protocol))
+            if self._guard.admit(again, verdict.addresses).allow:
+                if protocol == "http":
+                    return EdgeHttpLayer(context, engine.HTTPMode.transparent, self)
+                return Relay(context, self, None)
+        self._guard.refuse(verdict, Reason.OPAQUE_TUNNEL)
+        return failsafe.DenyLayer(context)
 
     def _reverse_stack(self, context: Context, *, is_tls: bool) -> layer.Layer:
         spec = cast("mode_specs.ReverseMode", context.client.proxy_mode)
@@ -222,6 +240,10 @@ class EdgeguardAddon:
             return
         facts = Facts(passage.connection, client, request.data.host, request.data.port, "tls", scan.hosts)
         verdict = self._guard.judge(facts)
+        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
+            others: tuple[Protocol, ...] = ("http", "tcp")
+            judged = (self._guard.judge(facts._replace(protocol=protocol)) for protocol in others)
+            verdict = next((other for other in judged if other.allow), verdict)
         if scan.fault or scan.declares_body or request.data.method != b"CONNECT":
             self._reply(flow, self._guard.refuse(verdict, Reason.MALFORMED_REQUEST), scan)
             return
@@ -253,6 +275,10 @@ class EdgeguardAddon:
             raise RuntimeError("a ClientHello that was not read strictly")
         sni = connection.hello.sni
         connection.hello = None
+        if connection.tunnel is not None and connection.tunnel.verdict.facts.protocol != "tls":
+            self._guard.refuse(connection.tunnel.verdict, Reason.PROTOCOL_NOT_ALLOWED)
+            client.error = failsafe.REFUSED
+            return
         if not _names(sni, passage.host):
             self._guard.refuse(self._judge_tunnel(connection), Reason.MISDIRECTED_REQUEST)
             client.error = failsafe.REFUSED
@@ -335,13 +361,13 @@ class EdgeguardAddon:
                 names.append(request.authority)
             if passage.sni is not None:
                 names.append(passage.sni)
-        protocol = "websocket" if scan.upgrade else "tls" if secure else "http"
+        protocol: Protocol = "websocket" if scan.upgrade else "tls" if secure else "http"
         return Facts(
             passage.connection,
             client,
             host,
             port,
-            protocol,  # type: ignore[arg-type]
+            protocol,
             tuple(names),
             headers.text(request.data.method),
             headers.text(request.data.path),
@@ -586,7 +612,7 @@ class EdgeguardAddon:
                 again = self._guard.rejudge(exchange.verdict)
                 if not again.allow:
                     self._guard.settle(again)
-                    connection.ending = "policy_changed"
+                    connection.ending = str(again.reason)
                     failsafe.disconnect(client_id)
                     break
 

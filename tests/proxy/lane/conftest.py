@@ -6,6 +6,7 @@ import datetime as dt
 import ipaddress
 import itertools
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Request
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.authority import ensure_authority
+from edgeguard.proxy.dial import Dialer
+from edgeguard.proxy.door import Services
+from edgeguard.proxy.frontdoor import EdgeServers
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.settings import Settings
@@ -247,7 +251,7 @@ class Engine:
         self.passages = Passages()
         self.certificates = Certificates(directory)
         self.authority = ensure_authority(directory / "ca")
-        self.bounds: dict[str, object] = {"drain_s": 0.1, "half_closed_s": 2.0}
+        self.bounds: dict[str, object] = {"drain_s": 0.05, "half_closed_s": 2.0}
         self.extra: list[object] = []
         self.modes = ["regular@127.0.0.1:0"]
         self.stack = contextlib.AsyncExitStack()
@@ -263,7 +267,11 @@ class Engine:
             }
         )
         self.addon = EdgeguardAddon(self.guard, self.names, self.passages, self.settings)
-        self.master = EdgeMaster(self.addon, self.settings, self.authority, self.modes)
+        servers = None
+        if self.modes[0].startswith("edge@"):
+            services = Services(self.guard, self.names, Dialer(), self.passages, self.settings, time.time)
+            servers = EdgeServers(services)
+        self.master = EdgeMaster(self.addon, self.settings, self.authority, self.modes, servers)
         for addon in self.extra:
             self.master.addons.add(addon)
         loop = asyncio.get_running_loop()
@@ -341,9 +349,16 @@ async def read_response(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-async def lane(tmp_path: Path) -> AsyncIterator[Engine]:
+def door() -> str:
+    """Which mode listens."""
+    return "regular"
+
+
+@pytest.fixture
+async def lane(tmp_path: Path, door: str) -> AsyncIterator[Engine]:
     """Not started: the test may set it up first."""
     lane = Engine(tmp_path)
+    lane.modes = [f"{door}@127.0.0.1:0"]
     try:
         yield lane
     finally:

@@ -17,6 +17,12 @@ ALLOW = Decision(allow=True, lane=Lane.INSPECT)
 THROUGH = Decision(allow=True, lane=Lane.TUNNEL)
 
 
+@pytest.fixture(params=["regular", "edge"])
+def door(request) -> str:
+    """The addon alone, and behind the front door."""
+    return request.param
+
+
 def status(reply: bytes) -> int:
     return int(reply.split(b" ", 2)[1]) if reply else 0
 
@@ -112,13 +118,15 @@ async def test_a_malformed_connect(lane, head, expected):
 async def test_sni_is_bound_to_connect(lane, sni, ok, lane_of):
     await lane.start()
     up = await lane.upstream("a.test")
-    lane.guard.decide = lambda facts: lane_of
+    lane.guard.decide = lambda facts: (
+        refused(Reason.PROTOCOL_NOT_ALLOWED) if facts.protocol == "tcp" else lane_of
+    )
     if ok:
         await lane.tunnel("a.test", up.port, sni=sni, verify=False)
         return
     with pytest.raises((ssl.SSLError, OSError)):
         await lane.tunnel("a.test", up.port, sni=sni)
-    assert up.connections == 0
+    assert up.received == b""
     assert Reason.MISDIRECTED_REQUEST in lane.guard.refusals()
 
 
@@ -137,7 +145,7 @@ async def test_sni_is_bound_to_connect(lane, sni, ok, lane_of):
 async def test_what_is_not_tls_gets_an_alert(lane, first, lane_of):
     await lane.start()
     up = await lane.upstream()
-    lane.guard.decide = lambda facts: lane_of
+    lane.guard.decide = lambda facts: lane_of if facts.protocol == "tls" else refused(Reason.PROTOCOL_NOT_ALLOWED)
     reader, writer = await lane.connect()
     writer.write(f"CONNECT a.test:{up.port} HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")
@@ -146,7 +154,51 @@ async def test_what_is_not_tls_gets_an_alert(lane, first, lane_of):
     with contextlib.suppress(ConnectionResetError):
         rest = await asyncio.wait_for(reader.read(), 5)
     assert rest in {b"", b"\x15\x03\x03\x00\x02\x02\x31"}
-    assert up.connections == 0
+    assert up.received == b""  # the front door's tunnel lane has dialled by then, and sent nothing
+    assert up.connections == 0 or (lane.modes[0].startswith("edge") and lane_of is THROUGH)
+
+
+async def test_a_rule_for_tcp_lets_other_protocols_through(lane):
+    await lane.start()
+    up = await lane.upstream()
+    lane.guard.decide = lambda facts: (
+        THROUGH if facts.protocol == "tcp" else refused(Reason.PROTOCOL_NOT_ALLOWED)
+    )
+    reader, writer = await lane.connect()
+    writer.write(f"CONNECT a.test:{up.port} HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"PING\r\n\r\n")
+    assert await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+    assert up.received == b"PING\r\n\r\n"
+
+
+async def test_plain_http_in_a_tunnel_is_judged_as_that(lane, respond):
+    await lane.start()
+    up = await lane.upstream()
+    lane.guard.decide = lambda facts: (
+        ALLOW if facts.protocol == "http" else refused(Reason.PROTOCOL_NOT_ALLOWED)
+    )
+    reader, writer = await lane.connect()
+    writer.write(f"CONNECT a.test:{up.port} HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(f"GET /p HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
+    assert status(await respond(reader)) == 200
+    assert lane.guard.judged[-1][3:5] == (up.port, "http")
+    assert lane.guard.judged[-1].target == "/p"
+    writer.write(b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n")
+    assert status(await respond(reader)) == 421
+    assert len(up.heads) == 1
+
+
+async def test_tls_where_only_plain_http_is_allowed(lane):
+    await lane.start()
+    up = await lane.upstream("a.test")
+    lane.guard.decide = lambda facts: (
+        THROUGH if facts.protocol == "http" else refused(Reason.PROTOCOL_NOT_ALLOWED)
+    )
+    with pytest.raises((ssl.SSLError, OSError)):
+        await lane.tunnel("a.test", up.port)
+    assert up.heads == []
 
 
 async def test_a_hello_byte_by_byte(lane):
@@ -248,7 +300,7 @@ async def test_a_policy_change_ends_a_tunnel(lane):
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
         await asyncio.wait_for(reader.readexactly(1), 5)
     await asyncio.sleep(0.05)
-    assert [entry[3] for entry in lane.guard.finished] == ["policy_changed"]
+    assert [entry[3] for entry in lane.guard.finished] == ["denied_by_rule"]
     assert len(lane.passages) == 0
 
 
