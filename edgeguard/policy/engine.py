@@ -616,7 +616,10 @@ def _refusal(
 
 
 def _networks(allows: Sequence[Statement]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(n) for a in allows for n in a.resolves))
+    named = [a.networks for a in allows if a.networks]
+    if len(named) < 2:
+        return named[0] if named else ()
+    return tuple(dict.fromkeys(network for networks in named for network in networks))
 
 
 def _until(plan: Plan, user: User | None, now: float) -> float | None:

@@ -100,7 +100,7 @@ class Statement:
 
     __slots__ = (
         "claims", "clients", "cond", "end", "excepted", "gate", "id", "index", "kind", "lifts", "limit",
-        "percent", "plain", "resolves", "solo", "start", "survive", "timed", "tls", "when",
+        "networks", "percent", "plain", "resolves", "solo", "start", "survive", "timed", "tls", "when",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +121,8 @@ class Statement:
         self.survive = False
         self.tls: str | None = None
         self.resolves: tuple[IPv4Network | IPv6Network, ...] = ()
+        self.networks: tuple[str, ...] = ()
+        """`resolves` in text."""
         self.excepted: tuple[HostPattern, ...] = ()
         self.limit: Limit | None = None
         self.gate: Gate | None = None
@@ -238,6 +240,7 @@ class StatementTable:
                     statement.tls = value
                 case "resolves":
                     statement.resolves = tuple(ip_network(text) for text in value)
+                    statement.networks = tuple(map(str, statement.resolves))
                 case "except":
                     statement.excepted = tuple(HostPattern(*item) for item in value)
                 case "limit":
