@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("dev", context_settings={"allow_interspersed_args": False})(dev)
+    app.command("dev")(dev)
 
 
 def dev(
@@ -53,7 +53,7 @@ def dev(
 
     if not policy.is_dir():
         fail(f"{policy}: no such folder. `edgeguard init {policy}` writes a first policy there.", code=2)
-    words = command[1:] if command and command[0] == "--" else command or []
+    words = command or []
     printer = Printer(err, quiet=quiet)
     session = Session(
         policy,

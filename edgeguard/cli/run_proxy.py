@@ -48,9 +48,13 @@ def run(
         task = asyncio.ensure_future(node.run(lambda at: announce(at, node)))
         loop = asyncio.get_running_loop()
         # The first signal lets open work finish, the second does not wait.
-        asked = iter((node.stop,))
+        ways = iter((node.stop,))
+
+        def end() -> None:
+            next(ways, task.cancel)()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: next(asked, task.cancel)())
+            loop.add_signal_handler(number, end)
         with contextlib.suppress(asyncio.CancelledError):
             await task
         err.print("stopped")
