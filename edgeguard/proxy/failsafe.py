@@ -6,6 +6,8 @@ that holds there. Hooks that come too late for a veto end the client's connectio
 """
 
 import contextlib
+import functools
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -48,6 +50,35 @@ def disconnect(client_id: str) -> None:
             transport.abort()
         elif io.handler is not None:
             io.handler.cancel()
+
+
+def closed[**P](hook: Callable[P, object]) -> Callable[P, object]:
+    """Makes a hook refuse when it raises, whoever dispatches it: the stock manager lets such a flow go on."""
+    name = hook.__name__
+
+    if inspect.iscoroutinefunction(hook):
+
+        @functools.wraps(hook)
+        async def asynchronous(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                await hook(*args, **kwargs)
+            except Exception:
+                # Fail closed.
+                logger.exception("%s failed; refused", name)
+                refuse(name, args[1])
+
+        return asynchronous
+
+    @functools.wraps(hook)
+    def synchronous(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception:
+            # Fail closed.
+            logger.exception("%s failed; refused", name)
+            refuse(name, args[1])
+
+    return synchronous
 
 
 def failure_response() -> http.Response:

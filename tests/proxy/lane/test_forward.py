@@ -401,3 +401,32 @@ async def test_head_gets_no_body(lane, respond):
     assert status(head) == 403
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.read(1), 0.2)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n",
+    ],
+)
+async def test_a_client_that_leaves_while_its_name_is_resolved(lane, first):
+    await lane.start()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(host):
+        asked.set()
+        await answer.wait()
+        return ("127.0.0.1",)
+
+    lane.names.resolve = slow
+    _, writer = await lane.connect()
+    writer.write(first.encode())
+    await asyncio.wait_for(asked.wait(), 5)
+    writer.transport.abort()
+    await asyncio.sleep(0.1)
+    answer.set()
+    await asyncio.sleep(0.1)
+    allowed = [verdict for verdict in lane.guard.settled if verdict.allow]
+    assert len(allowed) == len(lane.guard.finished)
+    assert len(lane.passages) == 0

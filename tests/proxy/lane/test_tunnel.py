@@ -145,7 +145,9 @@ async def test_sni_is_bound_to_connect(lane, sni, ok, lane_of):
 async def test_what_is_not_tls_gets_an_alert(lane, first, lane_of):
     await lane.start()
     up = await lane.upstream()
-    lane.guard.decide = lambda facts: lane_of if facts.protocol == "tls" else refused(Reason.PROTOCOL_NOT_ALLOWED)
+    lane.guard.decide = lambda facts: (
+        lane_of if facts.protocol == "tls" else refused(Reason.PROTOCOL_NOT_ALLOWED)
+    )
     reader, writer = await lane.connect()
     writer.write(f"CONNECT a.test:{up.port} HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")

@@ -1,0 +1,91 @@
+"""What a request claims, and what its shape alone refuses. Pure translation of the engine's objects."""
+
+from typing import Final
+
+from mitmproxy import http
+
+from edgeguard.guard import Facts
+from edgeguard.policy.names import HostError, canonical_host, is_address
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import Client, Protocol
+from edgeguard.proxy import headers
+from edgeguard.proxy.layers import Shape
+from edgeguard.proxy.passages import Passage
+
+STREAM_ABOVE_BYTES: Final = 65_536
+"""Larger bodies, and those of unknown length, are passed on piece by piece."""
+_NEVER: Final = frozenset({"TRACE", "TRACK"})
+"""An echo of the request would hand out what was added on the way (RFC 9110, 9.3.8)."""
+_BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client, scan: headers.Scan) -> Facts:
+    """What a request claims, raw. `owner` is who asks on a forward connection."""
+    request = flow.request
+    names = list(scan.hosts)
+    if shape.forward:
+        client = owner
+        host, port = request.data.host, request.data.port
+        secure = request.scheme == "https"
+    else:
+        if passage.host is None or passage.port is None:
+            raise RuntimeError("a request in a tunnel without a destination")
+        client = passage.client
+        host, port = passage.host, passage.port
+        secure = flow.client_conn.tls_established or request.scheme == "https"
+        if request.is_http2 and request.authority:
+            names.append(request.authority)
+        if passage.sni is not None:
+            names.append(passage.sni)
+    protocol: Protocol = "websocket" if scan.upgrade else "tls" if secure else "http"
+    return Facts(
+        passage.connection,
+        client,
+        host,
+        port,
+        protocol,
+        tuple(names),
+        headers.text(request.data.method),
+        headers.text(request.data.path),
+        scan.tokens,
+        scan.overrides,
+    )
+
+
+def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan) -> Reason | None:
+    """What the shape of a request alone refuses."""
+    request = flow.request
+    method = headers.text(request.data.method).upper()
+    hosts = len(scan.hosts)
+    if scan.fault is not None:
+        return Reason.MALFORMED_REQUEST
+    if request.is_http2:
+        if not hosts and not request.authority:
+            return Reason.MALFORMED_REQUEST
+    elif hosts != 1 and not (hosts == 0 and request.http_version == "HTTP/1.0"):
+        return Reason.MALFORMED_REQUEST
+    elif shape.absolute is not shape.forward:
+        # A proxy is asked in absolute form, a server in origin form (RFC 9112, 3.2).
+        return Reason.MALFORMED_REQUEST
+    if method == "CONNECT" or (method in _BODILESS and (shape.body or scan.declares_body)):
+        return Reason.MALFORMED_REQUEST
+    if method in _NEVER:
+        return Reason.METHOD_NOT_ALLOWED
+    if shape.forward and request.scheme != "http":
+        return Reason.PROTOCOL_NOT_ALLOWED  # TLS from here on would hide that the client's half was clear
+    return None
+
+
+def sni_names(sni: str | None, host: str) -> bool:
+    """Whether a ClientHello's name is the destination. Addresses never stand in SNI (RFC 6066, 3)."""
+    if is_address(host):
+        return sni is None
+    try:
+        return sni is not None and canonical_host(sni) == host
+    except HostError:
+        return False
+
+
+def streams(response: http.Response) -> bool:
+    length = response.headers.get("content-length")
+    return length is None or not length.isdigit() or int(length) > STREAM_ABOVE_BYTES

@@ -1,0 +1,189 @@
+"""What all hooks and layers of the lane share: replies, the steps of a verdict, the account of each connection."""
+
+import asyncio
+import logging
+import typing
+from collections.abc import Sequence
+
+from mitmproxy import http
+from mitmproxy.connection import Client as ClientConnection
+
+from edgeguard.guard import Facts, Guard, Verdict
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.request import UNKNOWN_CLIENT, Client
+from edgeguard.proxy import failsafe, headers, replies
+from edgeguard.proxy.clienthello import Hello
+from edgeguard.proxy.connections import Connection, Connections, Exchange
+from edgeguard.proxy.layers import SHAPE, Shape
+from edgeguard.proxy.passages import Passage, Passages
+from edgeguard.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Resolves(typing.Protocol):
+    """`resolver.Resolver`."""
+
+    async def resolve(self, host: str) -> Sequence[str]: ...
+
+
+class LaneDesk:
+    """The lane's state and its common steps; the `Desk` of `layers`."""
+
+    def __init__(
+        self, guard: Guard, resolver: Resolves, passages: Passages, settings: Settings, help_url: str | None
+    ) -> None:
+        self.guard = guard
+        self.passages = passages
+        self.bounds = settings.bounds
+        self.connections = Connections()
+        self.user_header = settings.user.header.encode()
+        self.head_bytes = settings.bounds.head_bytes
+        self.hello_bytes = settings.bounds.hello_bytes
+        self._resolver = resolver
+        self._help_url = help_url
+        self._challenge = 'Basic realm="edgeguard"' if settings.identity.secret else None
+        guard.subscribe(self._rejudge)
+
+    def unreadable(self, client: ClientConnection, reason: Reason) -> http.Response:
+        """Records and renders the refusal of what could not be read as a request."""
+        connection = self.connections.get(client.id)
+        owner = UNKNOWN_CLIENT if connection is None else connection.passage.client
+        ident = client.id if connection is None else connection.passage.connection
+        verdict = self.guard.refuse(self.guard.judge(Facts(ident, owner, "", 0)), reason)
+        status = 431 if reason is Reason.REQUEST_TOO_LARGE else None
+        code, fields, body = replies.render(verdict, help_url=self._help_url, status=status)
+        return _response(code, fields, body)
+
+    def hello(self, client: ClientConnection, hello: Hello | None) -> None:
+        """Told by the layer: the strictly read ClientHello."""
+        connection = self.connections.get(client.id)
+        if connection is not None:
+            connection.hello = hello
+
+    def draining(self, client: ClientConnection) -> None:
+        """A refusal was sent: what still uploads is dropped, but not for ever."""
+        connection = self.connections.get(client.id)
+        if connection is not None and client.alpn != b"h2" and connection.drain is None:
+            loop = asyncio.get_running_loop()
+            connection.drain = loop.call_later(self.bounds.half_closed_s, failsafe.disconnect, client.id)
+
+    def moved(self, flow: http.HTTPFlow | None, client: ClientConnection, size: int, *, sent: bool) -> None:
+        exchange = self._relayed(flow, client)
+        if exchange is not None:
+            if sent:
+                exchange.sent += size
+            else:
+                exchange.received += size
+
+    def ended(self, flow: http.HTTPFlow | None, client: ClientConnection) -> None:
+        connection = self.connections.get(client.id)
+        exchange = self._relayed(flow, client)
+        if connection is not None and exchange is not None:
+            self.finish(connection, exchange, "done")
+
+    def owner(self, client: ClientConnection, passage: Passage, scan: headers.Scan) -> Client:
+        """Who asks. Raises CredentialsInvalid."""
+        return self.guard.identify(peer_of(client), scan.credentials) if scan.credentials else passage.client
+
+    def unidentified(self, passage: Passage, host: str, port: int) -> Verdict:
+        verdict = self.guard.judge(Facts(passage.connection, UNKNOWN_CLIENT, host, port))
+        return self.guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
+
+    def judge_tunnel(self, connection: Connection) -> Verdict:
+        if connection.tunnel is not None:
+            return connection.tunnel.verdict
+        passage = connection.passage
+        return self.guard.judge(
+            Facts(passage.connection, passage.client, passage.host or "", passage.port or 0)
+        )
+
+    async def resolve(self, verdict: Verdict) -> Verdict:
+        """Resolves and admits an allow; a refusal stays as it is, and nothing is resolved."""
+        if not verdict.allow:
+            return verdict
+        try:
+            addresses = await self._resolver.resolve(verdict.host)
+        except Exception as error:  # noqa: BLE001 - fail closed
+            # Whatever the resolver failed with, there is no address to judge.
+            logger.debug("resolving failed: %r", error)
+            decision = verdict.decision._replace(allow=False, reason=Reason.UPSTREAM_UNREACHABLE)
+            return verdict._replace(decision=decision)
+        return self.guard.admit(verdict, addresses)
+
+    def gone(self, flow: http.HTTPFlow, connection: Connection) -> bool:
+        """Whether the client left while a name was resolved: then nothing is charged, and nothing is granted."""
+        return self.connections.get(flow.client_conn.id) is not connection
+
+    def pin(self, flow: http.HTTPFlow, verdict: Verdict) -> None:
+        """Dials the address that was judged; `.data` leaves the Host field alone."""
+        address = verdict.addresses[0]
+        self.passages.grant(flow.client_conn.id, (address,), verdict.port)
+        flow.request.data.host = address
+        flow.request.data.port = verdict.port
+
+    def reply(
+        self, flow: http.HTTPFlow, verdict: Verdict, scan: headers.Scan, *, status: int | None = None
+    ) -> None:
+        shape: Shape | None = flow.metadata.get(SHAPE)
+        body = shape is None or shape.body
+        close = body or flow.request.method == "CONNECT" or verdict.reason is Reason.MALFORMED_REQUEST
+        flow.response = self.render(verdict, flow, close=close, status=status, accept=scan.accept)
+        flow.request.headers.pop("expect", None)
+        if shape is not None and shape.body:
+            flow.request.stream = True  # replies at once and drops the rest
+
+    def render(
+        self,
+        verdict: Verdict,
+        flow: http.HTTPFlow,
+        *,
+        close: bool,
+        status: int | None = None,
+        accept: str | None = None,
+    ) -> http.Response:
+        shape: Shape | None = flow.metadata.get(SHAPE)
+        code, fields, body = replies.render(
+            verdict,
+            accept=flow.request.headers.get("accept", "") if accept is None else accept,
+            http_version="2" if flow.request.is_http2 else "1.1",
+            help_url=self._help_url,
+            challenge=self._challenge if shape is not None and shape.forward else None,
+            status=status,
+            close=close,
+        )
+        return _response(code, fields, body)
+
+    def exchange(self, flow: http.HTTPFlow) -> Exchange | None:
+        connection = self.connections.get(flow.client_conn.id)
+        return None if connection is None else connection.exchanges.get(flow.id)
+
+    def _relayed(self, flow: http.HTTPFlow | None, client: ClientConnection) -> Exchange | None:
+        connection = self.connections.get(client.id)
+        if connection is None:
+            return None
+        return connection.tunnel if flow is None else connection.exchanges.get(flow.id)
+
+    def finish(self, connection: Connection, exchange: Exchange, why: str) -> None:
+        if connection.end(exchange.id) is not None:
+            self.guard.finish(exchange.verdict, sent=exchange.sent, received=exchange.received, why=why)
+
+    def _rejudge(self) -> None:
+        """The policy changed or a deadline passed: ends what is no longer allowed."""
+        for client_id, connection in self.connections.items():
+            for exchange in list(connection.exchanges.values()):
+                again = self.guard.rejudge(exchange.verdict)
+                if not again.allow:
+                    self.guard.settle(again)
+                    connection.ending = str(again.reason)
+                    failsafe.disconnect(client_id)
+                    break
+
+
+def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Response:
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
+    return http.Response(b"HTTP/1.1", code, b"", http.Headers(raw), body, None, 0.0, 0.0)
+
+
+def peer_of(client: ClientConnection) -> str | None:
+    return client.peername[0] if client.peername else None  # type: ignore[redundant-expr]
