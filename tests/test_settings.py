@@ -291,14 +291,14 @@ def test_values_are_normalised(write):
     settings = load_settings(
         write(
             'environment = "p"\nlisten.address = "[::1]:0"\n[sync]\nurls = ["https://a/b", "http://[::1]:81/"]\n'
-            'poll_s = 1\n[resolver]\nmode = "servers"\nservers = ["::1", "10.0.0.53:5353"]\n'
+            'poll_s = 1\n[resolver]\nmode = "servers"\nservers = ["::1", "10.0.0.53"]\n'
         ),
         {},
     )
     assert (settings.listen.host, settings.listen.port) == ("::1", 0)
     assert settings.sync.urls == ("https://a/b/", "http://[::1]:81/")
     assert settings.sync.poll_s == 1.0
-    assert settings.resolver.servers == ("::1", "10.0.0.53:5353")
+    assert settings.resolver.servers == ("::1", "10.0.0.53")
 
 
 def test_settings_are_frozen_and_build_without_a_file():

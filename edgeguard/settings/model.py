@@ -94,7 +94,7 @@ class Sync(Section):
     poll_s: Seconds = 15.0
     """Time between polls when the server does not support long polling."""
     long_poll_s: Annotated[float, Field(ge=0, le=600)] = 30.0
-    """How long the server may hold a request for the head until it changes. 0: never ask for it."""
+    """How long the server may hold a request for the head until it changes; also the longest that a new root may go unseen. 0: never ask for it."""
     deadline_s: Seconds = 10.0
     """Total time for one answer, from connecting to the last byte; a long poll's waiting comes on top."""
     min_rate_bytes_s: Size = 1024
@@ -108,7 +108,7 @@ class Sync(Section):
     bundle_bytes: Size = 16_777_216
     """Largest bundle envelope."""
     reconcile_s: Seconds = 60.0
-    """Time between comparisons of disk, memory and head."""
+    """Time between comparisons that read the state folder and the tables in memory whole. Every poll makes a quick one."""
 
     @field_validator("urls")
     @classmethod
@@ -197,7 +197,7 @@ class Resolver(Section):
     mode: Literal["system", "servers", "static"] = "system"
     """`system`: the host's resolver; `servers`: the ones below; `static`: only the table below."""
     servers: tuple[Annotated[str, AfterValidator(server)], ...] = ()
-    """DNS servers for mode `servers`, as addresses, with a port if it is not 53."""
+    """DNS servers for mode `servers`, as addresses. They answer on port 53."""
     nat64_prefixes: tuple[Cidr, ...] = ()
     """NAT64 prefixes of this network besides 64:ff9b::/96, so that embedded IPv4 addresses are judged."""
     static: dict[str, tuple[Address, ...]] = Field(default_factory=dict)
@@ -270,6 +270,38 @@ class Admin(Section):
         host, _ = split_address(text)
         if not is_loopback(host):
             raise ValueError(f'{host} is not loopback; write "127.0.0.1:9901", "[::1]:9901" or "unix:/path"')
+        return text
+
+
+class Alerts(Section):
+    """Who is told when something is wrong that no honest server, signer or disk explains."""
+
+    webhook: str = ""
+    """Address that each alarm is posted to, as JSON. HTTPS, except on loopback. Empty: alarms go to the log only."""
+    token: Secret | None = None
+    """Bearer token for the webhook, as `{ file = "..." }` or `{ env = "..." }`."""
+    ca_file: AnchoredPath | None = None
+    """Certificate authorities for the webhook (PEM). Unset: certifi's."""
+    cooldown_s: Seconds = 300.0
+    """The same alarm is sent once in this time; the next one says how many there were."""
+    attempts: Count = 6
+    """Tries for one alert, with jittered pauses."""
+    deadline_s: Seconds = 10.0
+    """Total time for one try."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _https(cls, text: str) -> str:
+        parts = urlsplit(text)
+        host = parts.hostname
+        if not text:
+            return text
+        if host is None or parts.fragment or parts.username is not None:
+            raise ValueError(
+                f'{text!r} is not a plain URL; write one like "https://alerts.example.com/edgeguard"'
+            )
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
+            raise ValueError(f"{text!r} must use https: only a webhook on loopback may use http")
         return text
 
 
@@ -346,6 +378,8 @@ class Settings(Section):
     """The decision log."""
     admin: Admin = Admin()
     """Health, status and metrics."""
+    alerts: Alerts = Alerts()
+    """Who is told when something is wrong."""
     essentials: Essentials = Essentials()
     """What a closed node may still reach."""
     bounds: Bounds = Bounds()

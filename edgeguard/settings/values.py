@@ -93,14 +93,9 @@ def server(text: str) -> str:
     try:
         return _ip(text)
     except ValueError:
-        pass
-    try:
-        host, port = split_address(text)
-    except ValueError:
         raise ValueError(
-            f'{text!r} is not an IP address; write one like "192.0.2.53" or "192.0.2.53:5353"'
+            f'{text!r} is not an IP address; write one like "192.0.2.53" (the port is always 53)'
         ) from None
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def host_port(text: str) -> str:
