@@ -7,8 +7,9 @@ for every reading of the request (order never matters). `Engine` is immutable ap
 """
 
 import re
-from collections.abc import Sequence
-from ipaddress import IPv6Network, ip_network
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from edgeguard.policy.addresses import (
@@ -57,6 +58,17 @@ class Refused(NamedTuple):
     required: Required | None = None
 
 
+class Known(NamedTuple):
+    """A resolved address on a port, as far as it does not depend on the request."""
+
+    address: Address
+    kind: AddressClass
+    text: str
+    """Canonical."""
+    restrictive: tuple[Statement, ...]
+    """Denies and gates whose networks hold it."""
+
+
 _MALFORMED: Final = Refused(Reason.MALFORMED_REQUEST)
 _NO_PATHS: Final[tuple[Segments, ...]] = ((),)
 
@@ -83,13 +95,14 @@ class Asked:
 class Engine:
     """Decides. `tables` are loaded and checked; `nat64` are the NAT64 prefixes of the network."""
 
-    __slots__ = ("_memo", "_old", "planner", "tables")
+    __slots__ = ("_known", "_memo", "_old", "planner", "tables")
 
     def __init__(self, tables: Tables, *, nat64: Sequence[IPv6Network] = (WELL_KNOWN,)) -> None:
         self.tables = tables
         self.planner = Planner(tables, nat64)
         self._memo: dict[tuple[Client, str, int, bool], Plan] = {}
         self._old: dict[tuple[Client, str, int, bool], Plan] = {}
+        self._known: dict[tuple[str, int], Known] = {}
 
     @property
     def rule_count(self) -> int:
@@ -517,16 +530,15 @@ class Engine:
         decision = self.decide(request, now, restricted=restricted)
         if not decision.allow:
             return Admission((), decision.reason, decision.rule)
-        networks = [ip_network(text) for text in decision.resolves_to]
+        networks = [_network(text) for text in decision.resolves_to]
         local = request.host == "localhost" or request.host.endswith(".localhost")
         kept: dict[str, None] = {}
         rule: str | None = None
         for text in addresses:
-            try:
-                address = parse_address(text)
-                kind = classify(str(address), self.planner.nat64)
-            except ValueError:
+            known = self._known.get((text, request.port)) or self._look(text, request.port)
+            if known is None:
                 continue
+            address, kind, canonical, restrictive = known
             rule = None
             if kind is AddressClass.METADATA or (local and kind is not AddressClass.LOOPBACK):
                 continue
@@ -534,18 +546,31 @@ class Engine:
                 address in n for n in networks if n.version == address.version
             ):
                 continue
-            rule = self._network_refusal(request, address, now, restricted)
+            if restrictive:
+                rule = self._network_refusal(request, address, restrictive, now, restricted)
             if rule is None:
-                kept[canonical_ipv6(address) if address.version == 6 else str(address)] = None
+                kept[canonical] = None
         if kept:
             return Admission(tuple(kept))
         return Admission((), Reason.ADDRESS_NOT_ALLOWED, rule)
 
-    def _network_refusal(
-        self, request: Request, address: Address, now: float, restricted: bool
-    ) -> str | None:
-        """The deny or unsatisfied gate whose network holds the address. What is not known yet counts as matching."""
-        planner, found = self.planner, []
+    def _look(self, text: str, port: int) -> "Known | None":
+        """What is known of a resolved address on a port, whoever asks; None if it is not one. Kept."""
+        try:
+            address = parse_address(text)
+            kind = classify(str(address), self.planner.nat64)
+        except ValueError:
+            return None
+        canonical = canonical_ipv6(address) if isinstance(address, IPv6Address) else str(address)
+        known = Known(address, kind, canonical, tuple(self._restrictive(address, port)))
+        if len(self._known) >= MEMO:
+            self._known.clear()
+        self._known[text, port] = known
+        return known
+
+    def _restrictive(self, address: Address, port: int) -> Iterator[Statement]:
+        """Denies and gates whose network holds the address, or what it embeds."""
+        planner = self.planner
         for table in (self.tables.rules, self.tables.gates):
             if not table.nets[4] and not table.nets[6]:
                 continue
@@ -553,16 +578,25 @@ class Engine:
                 for entries, _ in planner.networks(table, candidate, True):
                     for place in range(0, len(entries), ENTRY):
                         statement = table.get(entries[place])
-                        if entries[place + 1] <= request.port <= entries[place + 2] and statement.kind in {
+                        if entries[place + 1] <= port <= entries[place + 2] and statement.kind in {
                             Kind.DENY,
                             Kind.GATE,
                         }:
-                            found.append(statement)
-        if not found:
-            return None
+                            yield statement
+
+    def _network_refusal(
+        self,
+        request: Request,
+        address: Address,
+        restrictive: tuple[Statement, ...],
+        now: float,
+        restricted: bool,
+    ) -> str | None:
+        """The deny or unsatisfied gate that refuses the address. What is not known yet counts as matching."""
+        planner = self.planner
         scratch = Plan(request.port)
         groups = planner.groups_of(request.client)
-        for statement in found:
+        for statement in restrictive:
             planner.restrict(
                 scratch, statement, request.client, groups, request.host, address, now, restricted
             )
@@ -575,6 +609,9 @@ class Engine:
         gates = [g for g in scratch.gates if g.cond.may_touch(request.protocol, request.port)]
         refused = self._gates(gates, request.user, now)
         return None if refused is None else refused.rule
+
+
+_network = lru_cache(maxsize=4096)(ip_network)
 
 
 def _asked(request: Request) -> Asked:
