@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import certifi
-from mitmproxy import master, options
+from mitmproxy import certs, master, options
 from mitmproxy.addons import core, next_layer, tlsconfig
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.net import tls as engine_tls
@@ -86,6 +86,7 @@ class EdgeMaster(master.Master):
             tcp_timeout=max(1, int(settings.bounds.idle_s)),
             mode=list(modes),
         )
+        certs.CertStore.STORE_CAP = settings.interception.leaf_certificates  # one master per process
         self._assert_safe(addon)
 
     def _assert_safe(self, addon: EdgeguardAddon) -> None:

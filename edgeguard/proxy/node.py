@@ -48,6 +48,8 @@ class NodeError(Exception):
     """The node must not start. The message says why, and how to mend it."""
 
 
+MINTED = "authority-was-made"
+"""File in the state folder: an authority that is missing beside it was lost and is not made anew silently."""
 READY_STATES = frozenset({Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED})
 
 
@@ -90,7 +92,10 @@ class Node:
             raise NodeError(
                 f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}"
             )
-        self.authority: Authority = ensure_authority(settings.interception.ca_dir)
+        self._minted = settings.trust.state_dir / MINTED
+        self.authority: Authority = ensure_authority(
+            settings.interception.ca_dir, existed=self._minted.exists()
+        )
         self.metrics = Metrics()
         limiter = ProcessLimiter(settings.bounds.limit_keys)
         self.log = DecisionLog(
@@ -124,6 +129,7 @@ class Node:
         self.metrics.watch_log(self.log)
         self.metrics.watch_limits(limiter.usage)
         self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
+        self.metrics.watch_sync(self.sync)
         self.started = time.time()
         self._master: EdgeMaster | None = None
 
@@ -135,6 +141,7 @@ class Node:
         """
         settings = self.settings
         await asyncio.to_thread(self.sync.start)
+        await asyncio.to_thread(self._minted.touch)
         self.guard.start()
         passages = Passages()
         resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)

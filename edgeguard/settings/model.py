@@ -343,8 +343,6 @@ class Bounds(Section):
     """Bytes that one direction of a tunnel may buffer."""
     headers: Count = 200
     """Header fields of one request."""
-    body_bytes: Size = 104_857_600
-    """Largest request body that is buffered; larger ones are refused."""
     limit_keys: Count = 65_536
     """Rate-limit keys kept in memory, for each limit. Further keys share one overflow bucket."""
     token_bytes: Size = 8_192
