@@ -308,7 +308,7 @@ class Guard:
     ) -> tuple[Request | None, Decision, Engine | None]:
         try:
             host = _canonical(facts.host)
-            claimed = [split_authority(name, facts.port) for name in facts.names]
+            claimed = [_split(name, facts.port) for name in facts.names]
         except HostError:
             return None, _refusal(Reason.MALFORMED_REQUEST), None
         snapshot, engine, tokens = in_force
@@ -413,6 +413,7 @@ class Guard:
 
 _ESSENTIAL_SPACE: Final = frozenset({AddressClass.PUBLIC, AddressClass.PRIVATE})
 _canonical = lru_cache(maxsize=8192)(canonical_host)
+_split = lru_cache(maxsize=8192)(split_authority)
 
 
 def _refusal(reason: Reason, rule: str | None = None) -> Decision:
