@@ -115,7 +115,7 @@ def _inspected(size: int) -> tuple[tuple[Engine, list], list]:
     subject = Engine(Tables.load(decode_section(encode_section(compile_policy(policy)))))
     clients = [Client(f"viewer-{number}", identified=True) for number in range(16)]
     asked = [
-        (client, "films.bench.example", "GET", f"/films/{number}/watch?quality=high")
+        (client, "films.bench.example", "GET", f"/films/{number}/watch")
         for client in clients
         for number in range(64)
     ]

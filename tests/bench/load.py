@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.fakes import client_hello
 
@@ -99,6 +99,14 @@ class Tunnels:
         self.greeted: set[int] = set()
         self.clients: dict[int, tuple[socket.socket, int]] = {}
         """By descriptor: the socket, and its state: 0 awaits the 200, 1 the pong, 2 is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for one in (*(client for client, _ in self.clients.values()), *self.upstream.values(), self.listener):
+            one.close()
+        self.poll.close()
 
     def open(self) -> int:
         client = socket.socket()
@@ -186,97 +194,97 @@ class Tunnels:
 
 def new(plan: dict[str, Any]) -> dict[str, float]:
     """New tunnels: connect, CONNECT, 200, hello, the upstream's answer, close; one operation."""
-    tunnels = Tunnels(plan)
-    window = Window(plan)
-    listener = tunnels.listener.fileno()
-    for _ in range(plan["parallel"]):
-        tunnels.open()
-    going = True
-    while tunnels.clients:
-        for number, _ in tunnels.events():
-            if number == listener:
-                tunnels.accept()
-            elif number in tunnels.upstream:
-                tunnels.serve(number)
-            elif tunnels.advance(number):
-                tunnels.close(number)
-                if going:
-                    going = window.count()
+    with Tunnels(plan) as tunnels:
+        window = Window(plan)
+        listener = tunnels.listener.fileno()
+        for _ in range(plan["parallel"]):
+            tunnels.open()
+        going = True
+        while tunnels.clients:
+            for number, _ in tunnels.events():
+                if number == listener:
+                    tunnels.accept()
+                elif number in tunnels.upstream:
+                    tunnels.serve(number)
+                elif tunnels.advance(number):
+                    tunnels.close(number)
                     if going:
-                        tunnels.open()
+                        going = window.count()
+                        if going:
+                            tunnels.open()
+                        else:
+                            result = window.result()
                     else:
-                        result = window.result()
-                else:
-                    window.all += 1
-    result["operations"] = window.all
-    return result
+                        window.all += 1
+        result["operations"] = window.all
+        return result
 
 
 def roundtrip(plan: dict[str, Any]) -> dict[str, float]:
     """Round trips of 64 bytes in tunnels that stay open."""
-    tunnels = Tunnels(plan)
-    ready = tunnels.establish(plan["parallel"])
-    window = Window(plan)
-    upstream, clients, poll = tunnels.upstream, tunnels.clients, tunnels.poll
-    for number in ready:
-        clients[number][0].send(MESSAGE)
-    while True:
-        for number, _ in poll.poll(10):
-            peer = upstream.get(number)
-            if peer is not None:
-                peer.send(peer.recv(4096))
-                continue
-            client = clients[number][0]
-            if client.recv(4096) != MESSAGE:
-                raise WrongAnswer("a round trip came back changed")
-            if not window.count():
-                return window.result()
-            client.send(MESSAGE)
+    with Tunnels(plan) as tunnels:
+        ready = tunnels.establish(plan["parallel"])
+        window = Window(plan)
+        upstream, clients = tunnels.upstream, tunnels.clients
+        for number in ready:
+            clients[number][0].send(MESSAGE)
+        while True:
+            for number, _ in tunnels.events():
+                peer = upstream.get(number)
+                if peer is not None:
+                    peer.send(peer.recv(4096))
+                    continue
+                client = clients[number][0]
+                if client.recv(4096) != MESSAGE:
+                    raise WrongAnswer("a round trip came back changed")
+                if not window.count():
+                    return window.result()
+                client.send(MESSAGE)
 
 
 def bulk(plan: dict[str, Any]) -> dict[str, float]:
     """One tunnel, upstream to client, as fast as it goes. Operations are bytes; all that was sent must arrive."""
-    tunnels = Tunnels(plan)
-    (number,) = tunnels.establish(1)
-    client = tunnels.clients[number][0]
-    ((source, peer),) = tunnels.upstream.items()
-    tunnels.poll.modify(source, WRITE)
-    window = Window(plan)
-    buffer = bytearray(1 << 20)
-    view = memoryview(CHUNK)
-    sent = received = offset = 0
-    result: dict[str, float] = {}
-    while True:
-        for at, _ in tunnels.events():
-            if at == source:
-                if result:
-                    continue  # the time is over
-                done = peer.send(view[offset:])
-                sent += done
-                offset = (offset + done) % len(CHUNK)
-                continue
-            size = client.recv_into(buffer)
-            if size == 0:
-                if received != sent:
-                    raise WrongAnswer(f"{sent} bytes were sent and {received} arrived")
-                return result
-            if buffer[0] != received % 256 or buffer[size - 1] != (received + size - 1) % 256:
-                raise WrongAnswer("bytes arrived changed")
-            received += size
-            if not result and not window.count(size):
-                result = window.result()
-                tunnels.poll.unregister(source)
-                peer.shutdown(socket.SHUT_WR)
+    with Tunnels(plan) as tunnels:
+        (number,) = tunnels.establish(1)
+        client = tunnels.clients[number][0]
+        ((source, peer),) = tunnels.upstream.items()
+        tunnels.poll.modify(source, WRITE)
+        window = Window(plan)
+        buffer = bytearray(1 << 20)
+        view = memoryview(CHUNK)
+        sent = received = offset = 0
+        result: dict[str, float] = {}
+        while True:
+            for at, _ in tunnels.events():
+                if at == source:
+                    if result:
+                        continue  # the time is over
+                    done = peer.send(view[offset:])
+                    sent += done
+                    offset = (offset + done) % len(CHUNK)
+                    continue
+                size = client.recv_into(buffer)
+                if size == 0:
+                    if received != sent:
+                        raise WrongAnswer(f"{sent} bytes were sent and {received} arrived")
+                    return result
+                if buffer[0] != received % 256 or buffer[size - 1] != (received + size - 1) % 256:
+                    raise WrongAnswer("bytes arrived changed")
+                received += size
+                if not result and not window.count(size):
+                    result = window.result()
+                    tunnels.poll.unregister(source)
+                    peer.shutdown(socket.SHUT_WR)
 
 
 def idle(plan: dict[str, Any]) -> dict[str, float]:
     """Opens tunnels, says so, and keeps them until a line comes on standard input."""
-    tunnels = Tunnels(plan)
-    tunnels.establish(plan["parallel"])
-    sys.stdout.write("open\n")
-    sys.stdout.flush()
-    sys.stdin.readline()
-    return {"operations": plan["parallel"]}
+    with Tunnels(plan) as tunnels:
+        tunnels.establish(plan["parallel"])
+        sys.stdout.write("open\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        return {"operations": plan["parallel"]}
 
 
 # Intercepted TLS
