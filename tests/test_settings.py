@@ -54,7 +54,7 @@ def test_commented_keys_of_a_shipped_file_load_too(path, tmp_path):
         text = text.replace(f"\n{other}\n", "\n")
     copy = tmp_path / path.name
     copy.write_text(text)
-    load_settings(copy, {"EDGEGUARD_SCANNER_SECRET": "s"})
+    load_settings(copy, {"EDGEGUARD_SCANNER_SECRET": "s", "EDGEGUARD_ALERT_TOKEN": "t"})
 
 
 def test_every_key_is_in_a_shipped_file():

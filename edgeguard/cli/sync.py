@@ -37,8 +37,12 @@ def init(
     """Prepare a state folder: keep the root and the environment. Nothing is fetched."""
     from edgeguard.sync.profile import Profile
 
+    try:
+        anchor = root.read_bytes()
+    except OSError as error:
+        fail(f"{root}: {error.strerror}; name the file of the root with --root", code=2)
     profile = Profile(env, audience, floor)
-    _or_fail(profile.keep(state, root.read_bytes()))
+    _or_fail(profile.keep(state, anchor))
     err.print(f"{state}: ready for {env}")
 
 

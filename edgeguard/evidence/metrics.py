@@ -35,6 +35,35 @@ class LogView(Protocol):
     def broken(self) -> bool: ...
 
 
+class SyncView(Protocol):
+    """What the metrics say of fetching and reconciling (`sync.agent.SyncAgent`). All label values are closed sets."""
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Events by kind and code."""
+        ...
+
+    @property
+    def drifting(self) -> Mapping[str, bool]:
+        """Each class of drift, and whether it is there now."""
+        ...
+
+    @property
+    def alerts(self) -> Mapping[str, int]:
+        """Alerts by what became of them."""
+        ...
+
+    @property
+    def last_success(self) -> float | None:
+        """Unix seconds."""
+        ...
+
+    @property
+    def frozen(self) -> bool: ...
+    @property
+    def persisted(self) -> bool: ...
+
+
 class Metrics:
     """All metrics of one process, in a registry of their own.
 
@@ -215,6 +244,52 @@ class Metrics:
                 "Seconds since the head expired.",
                 max(0.0, now - current.stale_at),
             )
+
+        self.registry.register(_Source(collect))
+
+    def watch_sync(self, sync: SyncView) -> None:
+        """Shows what was refused, what differs from what was verified, and when a server was last in order."""
+
+        def collect() -> Iterable[Metric]:
+            events = {
+                "refused": ("edgeguard_sync_refusals", "Signed material that was refused, by reason code."),
+                "failed": ("edgeguard_sync_failures", "Fetches that failed, by reason code."),
+                "drift": ("edgeguard_drifts", "Differences that were found, by class."),
+                "clock": ("edgeguard_clock_jumps", "Jumps of the wall clock."),
+            }
+            families = {kind: CounterMetricFamily(*text, labels=["code"]) for kind, text in events.items()}
+            drifting = sync.drifting
+            counts = {("drift", code): 0 for code in drifting} | dict(sync.counts)
+            for (kind, code), count in sorted(counts.items()):
+                if kind in families:
+                    families[kind].add_metric([code], count)
+            yield from families.values()
+            present = GaugeMetricFamily(
+                "edgeguard_drift_present",
+                "1 while the last comparison found this difference.",
+                labels=["code"],
+            )
+            for code, there in sorted(drifting.items()):
+                present.add_metric([code], 1 if there else 0)
+            yield present
+            alerts = CounterMetricFamily(
+                "edgeguard_alerts", "Alerts by what became of them.", labels=["result"]
+            )
+            for result, count in sorted(sync.alerts.items()):
+                alerts.add_metric([result], count)
+            yield alerts
+            yield GaugeMetricFamily(
+                "edgeguard_sync_frozen", "1 while no new bundle is taken, because of drift.", int(sync.frozen)
+            )
+            yield GaugeMetricFamily(
+                "edgeguard_sync_persisted", "1 while what is in force is on the disk.", int(sync.persisted)
+            )
+            if sync.last_success is not None:
+                yield GaugeMetricFamily(
+                    "edgeguard_sync_last_success_timestamp_seconds",
+                    "When a server last showed a current head whose bundle is in force.",
+                    sync.last_success,
+                )
 
         self.registry.register(_Source(collect))
 

@@ -1,7 +1,7 @@
 """The HTTP face of a repository folder: read by anybody, written by whoever holds a publish token.
 
 `GET /<environment>/head` answers with a strong ETag; a conditional request with `Prefer: wait=N` (RFC 7240)
-is held until the head changes or N seconds have passed. Blobs and roots are immutable (RFC 8246).
+is held until the head changes, a root is added, or N seconds have passed. Blobs and roots are immutable (RFC 8246).
 `PUT /v1/publish` takes one signed envelope and accepts nothing that the roots of the folder do not vouch for.
 """
 
@@ -83,10 +83,14 @@ class BundleServer:
         deadline = asyncio.get_running_loop().time() + wait_s
         while data is not None and asked is not None and _matches(asked, _etag(data)):
             left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0 or not await self.watch.wait(location, mark, left_s):
-                return Response(status_code=304, headers=_headers(location, data, wait_s))
-            mark = self._repository.mark(location)
-            data = await self._repository.read(location)
+            newest = mark.newest_root if mark else 0
+            woken = left_s > 0 and await self.watch.wait(location, mark, left_s)
+            if woken:
+                mark = self._repository.mark(location)
+                data = await self._repository.read(location)
+            # A new root ends the waiting as well: who asked looks for it next.
+            if not woken or (mark and mark.newest_root != newest and data and _matches(asked, _etag(data))):
+                return Response(status_code=304, headers=_headers(location, data or b"", wait_s))
         if data is None:
             return _problem(404, "not_found", "no such file")
         return Response(data, media_type=_BINARY, headers=_headers(location, data, wait_s))

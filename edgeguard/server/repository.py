@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edgeguard.sync.files import UnsafeFileError, open_folder, read_plain, write_durably
+from edgeguard.sync.files import UnsafeFileError, read_in, write_in
 
 ENVIRONMENT: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _RESERVED: Final = frozenset({"root", "blobs", "v1", "healthz"})
@@ -77,6 +77,7 @@ class Mark(NamedTuple):
     inode: int
     size: int
     modified_ns: int
+    newest_root: int = 0
 
 
 class Repository:
@@ -91,33 +92,28 @@ class Repository:
     async def read(self, location: Location) -> bytes | None:
         """The file's bytes, or None if it is not there. Raises OSError."""
         try:
-            folder = open_folder(self.directory / location.folder)
-        except (FileNotFoundError, NotADirectoryError):
+            return await read_in(self.directory / location.folder, location.name, self.cap)
+        except (FileNotFoundError, NotADirectoryError, UnsafeFileError):
             return None
-        try:
-            return await read_plain(folder, location.name, self.cap)
-        except (FileNotFoundError, UnsafeFileError):
-            return None
-        finally:
-            os.close(folder)
 
     async def write(self, location: Location, data: bytes) -> None:
         """Publishes `data`, on the disk before anybody can see it. Raises OSError."""
         folder_path = self.directory / location.folder
         folder_path.mkdir(mode=0o755, exist_ok=True)
-        folder = open_folder(folder_path)
-        try:
-            await write_durably(folder, location.name, data, mode=MODE)
-        finally:
-            os.close(folder)
+        await write_in(folder_path, location.name, data, mode=MODE)
 
     def mark(self, location: Location) -> Mark | None:
-        """What the file looks like now; None if it is not there."""
+        """What the file looks like now; None if it is not there.
+
+        The mark of a head also moves when a root is added, so that whoever waits for the one hears of both.
+        """
         try:
             found = (self.directory / location.path).stat()
         except OSError:
             return None
-        return Mark(found.st_ino, found.st_size, found.st_mtime_ns)
+        return Mark(
+            found.st_ino, found.st_size, found.st_mtime_ns, 0 if location.immutable else self.newest_root()
+        )
 
     def newest_root(self) -> int:
         """The highest root version without a gap below it, from 1; 0 if there is none."""

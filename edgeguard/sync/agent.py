@@ -8,21 +8,27 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from typing import Final
 
 from edgeguard.bundle.refusal import Refusal
-from edgeguard.bundle.snapshot import Snapshot
+from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.settings.model import Settings
+from edgeguard.sync.alerts import Pager
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.fetch import Fetcher, check_url, full_jitter, tls_context
-from edgeguard.sync.reconcile import reconcile
+from edgeguard.sync.reconcile import DriftClass, Reconciler
 from edgeguard.sync.report import EventKind, SyncEvent
 from edgeguard.sync.store import Store, StoreError
 from edgeguard.sync.update import Cycle, Mirror, OnEvent, OnSnapshot, Updater
 
 logger = logging.getLogger(__name__)
+
+LADDER_TICK_S: Final = 1.0
+"""The longest time that a passed deadline goes unreported. Deadlines themselves need no report."""
 
 
 class SyncAgent:
@@ -51,7 +57,10 @@ class SyncAgent:
         self.clock = clock or TrustedClock()
         self._root = root
         self._on_snapshot = on_snapshot
-        self._on_event = on_event or _log
+        self._tell = on_event or _log
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._pager: Pager | None = None
+        self._reconciler: Reconciler | None = None
         self._handed_over: Snapshot | None = None
         self._enforced = enforced or (lambda: self._handed_over)
         self._updater: Updater | None = None
@@ -74,10 +83,15 @@ class SyncAgent:
         for url in self.config.urls:
             check_url(url)
         tls_context(self.config.ca_file)
+        if self.config.alerts.webhook:
+            check_url(self.config.alerts.webhook, folder=False)
+            tls_context(self.config.alerts.ca_file)
         store = Store.open(self.config.state_dir)
         self._updater = Updater(
             self.config, self._root, store, self.clock, on_snapshot=self._hand_over, on_event=self._on_event
         )
+        # Asked at each comparison, since whoever made the agent may wrap what it was given.
+        self._reconciler = Reconciler(self._updater, lambda: self._enforced(), self._root)  # noqa: PLW0108
         self._thread = threading.Thread(target=self._main, args=(store,), name="edgeguard-sync", daemon=True)
         self._thread.start()
         self._loaded.wait()
@@ -106,11 +120,63 @@ class SyncAgent:
             **self._updater.status(),
             "cycles": self._cycles,
             "servers": [{"url": url, "last": self._reachable.get(url)} for url in self.config.urls],
+            "drift": [kind for kind, present in self.drifting.items() if present],
+            "alerts": dict(self.alerts),
         }
+
+    # What the metrics read (`evidence.metrics.SyncView`)
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Events so far, by kind and code."""
+        return self._counts.copy()
+
+    @property
+    def drifting(self) -> Mapping[str, bool]:
+        """Each class of drift, and whether the last comparison found it."""
+        return self._reconciler.present if self._reconciler else {str(kind): False for kind in DriftClass}
+
+    @property
+    def alerts(self) -> Mapping[str, int]:
+        """Alerts by what became of them."""
+        return self._pager.counts.copy() if self._pager else {}
+
+    @property
+    def last_success(self) -> float | None:
+        """Trusted time at which a server last showed a current head whose bundle is in force (Unix seconds)."""
+        return self._updater.last_success if self._updater else None
+
+    @property
+    def frozen(self) -> bool:
+        return self._updater is not None and bool(self._updater.frozen)
+
+    @property
+    def persisted(self) -> bool:
+        return self._updater is None or not self._updater.unsaved
 
     def _hand_over(self, current: Snapshot | None) -> None:
         self._on_snapshot(current)
         self._handed_over = current
+
+    def _on_event(self, event: SyncEvent) -> None:
+        self._counts[str(event.kind), event.code] += 1
+        if self._pager is not None:
+            self._pager.offer(event)
+        self._tell(event)
+
+    def _context(self) -> dict[str, object]:
+        """What an alert says about the node."""
+        current = self._handed_over
+        return {
+            "environment": self.config.environment,
+            "ladder": str(self._ladder()),
+            "bundle": current.bundle_id if current else None,
+            "bundle_version": current.bundle_version if current else None,
+        }
+
+    def _ladder(self) -> Ladder:
+        current = self._handed_over
+        return Ladder.CLOSED if current is None else current.ladder(self.clock.now())
 
     def _main(self, store: Store) -> None:
         try:
@@ -132,21 +198,53 @@ class SyncAgent:
         assert updater is not None  # noqa: S101 - `start` made it
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._wake = asyncio.Event()
-        await updater.load()
+        self._pager = Pager(self.config.alerts, self._context)
+        await updater.load(counted=True)
         self._loaded.set()
-        async with AsyncExitStack() as stack:
-            mirrors = []
-            for url in self.config.urls:
-                fetcher = Fetcher(
-                    url, self.config.fetch, ca_file=self.config.ca_file, token=self.config.token
-                )
-                mirrors.append(Mirror(await stack.enter_async_context(fetcher)))
-            await self._forever(updater, mirrors, self._wake)
+        try:
+            async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+                mirrors = []
+                for url in self.config.urls:
+                    fetcher = Fetcher(
+                        url, self.config.fetch, ca_file=self.config.ca_file, token=self.config.token
+                    )
+                    mirrors.append(Mirror(await stack.enter_async_context(fetcher)))
+                group.create_task(self._page(self._pager))
+                group.create_task(self._watch_ladder(updater))
+                await self._forever(updater, mirrors, self._wake)
+        except asyncio.CancelledError:
+            await updater.steady(ending=True)
+            raise
+
+    async def _page(self, pager: Pager) -> None:
+        try:
+            await pager.run()
+        except Exception:
+            # Whatever is wrong with alerting must not end sync; the log has every alarm as well.
+            logger.exception("alerts are no longer sent")
+
+    async def _watch_ladder(self, updater: Updater) -> None:
+        """Reports the state when a deadline has moved it, beside all polling."""
+        last = self._ladder() if self.config.urls else None
+        if last is Ladder.CLOSED:  # before the first fetch that says nothing
+            await asyncio.sleep(LADDER_TICK_S)
+        while True:
+            ladder = self._ladder()
+            if ladder is not last:
+                last = ladder
+                detail = f"the policy in force is {ladder}"
+                updater.note(EventKind.LADDER, ladder, detail, alarm=ladder is not Ladder.FRESH)
+            current, now = self._handed_over, self.clock.now()
+            deadline = current.next_deadline(now) if current else None
+            wait_s = LADDER_TICK_S if deadline is None else min(LADDER_TICK_S, deadline - now)
+            await asyncio.sleep(max(wait_s, 0.01))
 
     async def _forever(self, updater: Updater, mirrors: list[Mirror], wake: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
+        reconciler = self._reconciler
+        assert reconciler is not None  # noqa: S101 - `start` made it
         failures = 0
-        reconciled = loop.time()
+        reconciled = float("-inf")
         while True:
             began = loop.time()
             delay = self.config.poll_s
@@ -158,9 +256,10 @@ class SyncAgent:
                 failures = 0 if cycle.ok else failures + 1
                 held = loop.time() - began >= min(5.0, self.config.long_poll_s / 2)
                 delay = self._delay(cycle, failures, held=held and bool(self.config.long_poll_s))
-                if began - reconciled >= self.config.reconcile_s or updater.unsaved or not cycle.ok:
-                    reconciled = began
-                    await reconcile(updater, self._enforced(), self._root)
+                full = began - reconciled >= self.config.reconcile_s
+                reconciled = began if full else reconciled
+                await reconciler.run(full=full)
+                await updater.steady()
             except Exception:
                 # This thread must go on; what is in force stays, and its deadlines go on without us.
                 logger.exception("a sync cycle failed")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from edgeguard.settings.model import Settings
+from edgeguard.sync.alerts import AlertConfig
 from edgeguard.sync.fetch import FetchLimits
 
 
@@ -22,6 +23,7 @@ class SyncConfig:
     backoff_base_s: float = 0.5
     backoff_max_s: float = 60.0
     reconcile_s: float = 60.0
+    """Between comparisons that read every byte again; each cycle makes one that does not."""
     pause_s: float = 0.25
     """Shortest time between two cycles, whatever the server does."""
     full_every: int = 20
@@ -32,10 +34,11 @@ class SyncConfig:
     fetch: FetchLimits = field(default_factory=FetchLimits)
     ca_file: str | None = None
     token: str | None = field(default=None, repr=False)
+    alerts: AlertConfig = field(default_factory=AlertConfig)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        trust, sync = settings.trust, settings.sync
+        trust, sync, alerts = settings.trust, settings.sync, settings.alerts
         return cls(
             environment=settings.environment,
             state_dir=trust.state_dir,
@@ -52,4 +55,12 @@ class SyncConfig:
             fetch=FetchLimits(deadline_s=sync.deadline_s, min_rate_bytes_s=sync.min_rate_bytes_s),
             ca_file=str(sync.ca_file) if sync.ca_file is not None else None,
             token=sync.token.get_secret_value() if sync.token is not None else None,
+            alerts=AlertConfig(
+                webhook=alerts.webhook,
+                token=alerts.token.get_secret_value() if alerts.token is not None else None,
+                ca_file=str(alerts.ca_file) if alerts.ca_file is not None else None,
+                cooldown_s=alerts.cooldown_s,
+                attempts=alerts.attempts,
+                deadline_s=alerts.deadline_s,
+            ),
         )

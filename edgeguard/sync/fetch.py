@@ -74,23 +74,26 @@ class Fetched(NamedTuple):
     etag: str | None
     """The validator that belongs to `data`; on a 304 the one that was sent."""
     doubtful: bool = False
-    """A 304 that named another validator: ask without one next time."""
+    """The validator may stand for other bytes as well: ask without one next time."""
 
 
-def check_url(text: str) -> URL:
-    """A base address for bundles. Raises ValueError with what to write instead."""
+def check_url(text: str, *, folder: bool = True) -> URL:
+    """A base address for bundles, or (not `folder`) any address to post to, which may have a query.
+
+    Raises ValueError with what to write instead.
+    """
     url = URL(text)
     if url.scheme not in {"https", "http"} or not url.host:
         raise ValueError(f"{text!r}: not an address; write https://host/ (a folder, ending in a slash)")
     if url.user is not None or url.password is not None:
         raise ValueError(f"{text!r}: credentials do not belong in an address; bundles need none")
-    if url.query_string or url.fragment:
+    if folder and (url.query_string or url.fragment):
         raise ValueError(f"{text!r}: an address of a folder has no query and no fragment")
     if url.scheme == "http" and not is_loopback(url.host):
         raise ValueError(
             f"{text!r}: plain http is for loopback only, since bundles name internal hosts; write https://"
         )
-    return url if url.path.endswith("/") else url.with_path(url.path + "/")
+    return url if not folder or url.path.endswith("/") else url.with_path(url.path + "/")
 
 
 def is_loopback(host: str) -> bool:
@@ -261,7 +264,7 @@ class Fetcher:
             raise FetchError(FetchCode.TRUNCATED, f"{len(data)} bytes instead of {cap}")
         found = response.headers.get("ETag")
         usable = found is not None and 2 <= len(found) <= MAX_ETAG and found.isascii() and found.isprintable()
-        return Fetched(data, found if usable else None)
+        return Fetched(data, found if usable else None, doubtful=_just_modified(response))
 
     async def _body(
         self, response: aiohttp.ClientResponse, cap: int, scope: asyncio.Timeout, progress: "_Progress"
@@ -310,6 +313,21 @@ def parse_retry_after(value: str | None, cap_s: float) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return min(cap_s, max(0.0, (moment - datetime.now(UTC)).total_seconds()))
+
+
+def _just_modified(response: aiohttp.ClientResponse) -> bool:
+    """Whether the file changed in the second of the answer, or the server does not tell the time.
+
+    Static web servers make the validator of time and length, so a second change within that second would
+    keep it (RFC 9110, 8.8.2.2).
+    """
+    if "Last-Modified" not in response.headers:
+        return False  # the validator is made of something else
+    try:
+        modified, date = (parsedate_to_datetime(response.headers[name]) for name in ("Last-Modified", "Date"))
+        return (date - modified).total_seconds() < 2
+    except (KeyError, TypeError, ValueError):
+        return True
 
 
 def _opaque(etag: str) -> str:

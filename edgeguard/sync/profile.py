@@ -4,9 +4,10 @@ A node that runs takes both from its configuration; this form is for scripts and
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from edgeguard.bundle.trust import TrustState
 from edgeguard.sync.clock import TrustedClock
@@ -14,6 +15,9 @@ from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.fetch import Fetcher, check_url
 from edgeguard.sync.store import Store, StoreError
 from edgeguard.sync.update import Mirror, Updater
+
+ENVIRONMENT: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+"""Names that are safe in an address, a file name and a media type parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,13 @@ class Profile:
     async def keep(self, path: Path, root: bytes) -> None:
         """Writes the root and this profile into the folder, if the root is one.
 
-        Raises Refusal for a root that is not one, StoreError for a folder that cannot be used, OSError.
+        Raises Refusal for a root that is not one, StoreError for a folder that cannot be used, ValueError for
+        an environment that has no such name, OSError.
         """
+        if not ENVIRONMENT.fullmatch(self.environment):
+            raise ValueError(
+                f"{self.environment!r}: an environment is lower-case letters, digits and '-', at most 32"
+            )
         TrustState.start(root, self.environment, audience=self.audience, floor=self.floor)
         store = _open(path, writable=True)
         try:
@@ -69,6 +78,8 @@ async def run_refresh(
                 ok = (await updater.refresh(Mirror(fetcher))).ok
             if ok:
                 break
+        # A disk that was full leaves less behind than was verified: that is not "current and valid".
+        ok = ok and not updater.unsaved
         await updater.keep_report()
         return ok, {**updater.status(), "files": await _files(store)}
     finally:

@@ -1,4 +1,4 @@
-"""Compares, on every cycle, what is on the disk, what is in force, and what was verified.
+"""Compares, on every cycle, what is on the disk, what is in force, what the head says and what was verified.
 
 Each difference has a class and an action. What a crash or a bad sector can explain heals itself: the
 verified bytes in memory are written again, the verified snapshot is put in force again. What only another
@@ -7,17 +7,18 @@ count, so that a quarantine gets through and the deadlines go on.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgeguard.bundle.marks import Marks
 from edgeguard.bundle.refusal import Refusal
 from edgeguard.bundle.snapshot import Snapshot
 from edgeguard.bundle.trust import TrustState, snapshot
+from edgeguard.sync.audit import checksum
 from edgeguard.sync.report import EventKind
-from edgeguard.sync.store import Slot, Store
+from edgeguard.sync.store import Stamp, Store
 from edgeguard.sync.update import NOT_PERSISTED, Updater
 
 
@@ -36,6 +37,10 @@ class DriftClass(StrEnum):
     """The stored high-water marks are higher than anything that was seen."""
     GENERATION = "generation"
     """What is enforced is not what was verified."""
+    TABLES = "tables"
+    """The verified policy has changed in memory."""
+    HEAD_UNMET = "head_unmet"
+    """The head names a bundle that is not in force."""
 
 
 class Action(StrEnum):
@@ -52,9 +57,15 @@ ACTIONS: Final = {
     DriftClass.MARKS_BEHIND: Action.HEAL,
     DriftClass.MARKS_AHEAD: Action.FREEZE,
     DriftClass.GENERATION: Action.HEAL,
+    DriftClass.TABLES: Action.HEAL,
+    DriftClass.HEAD_UNMET: Action.HEAL,
 }
-_QUIET: Final = frozenset({DriftClass.DISK_MISSING})
-"""A disk that was full explains it; everything else raises an alarm."""
+_QUIET: Final = frozenset({DriftClass.DISK_MISSING, DriftClass.HEAD_UNMET})
+"""A full disk explains the one, and the refusal of the bundle speaks for the other; the rest are alarms."""
+ROLES: Final = ("root", "head", "bundle", "marks")
+_ON_DISK: Final = frozenset(
+    {DriftClass.DISK_MISSING, DriftClass.DISK_DAMAGED, DriftClass.DISK_FOREIGN, DriftClass.MARKS_BEHIND}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +84,90 @@ class Drift:
         return self.kind not in _QUIET
 
 
+class Stored(NamedTuple):
+    """The newest intact file of a role, without its bytes."""
+
+    name: str
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class OnDisk:
     """What the state folder holds."""
 
-    newest: dict[str, Slot | None]
+    newest: dict[str, Stored | None]
     damaged: tuple[str, ...]
     marks: Marks | None
 
-    @classmethod
-    async def read(cls, store: Store) -> "OnDisk":
-        newest: dict[str, Slot | None] = {}
+
+class DiskReader:
+    """Reads the state folder; what has not changed since it was last found intact is read only when asked."""
+
+    def __init__(self) -> None:
+        self._intact: dict[str, tuple[Stamp, Marks | None]] = {}
+
+    async def read(self, store: Store, *, full: bool) -> OnDisk:
+        """The newest of each role, and what is damaged. `full`: read and hash every file again."""
+        newest: dict[str, Stored | None] = {}
         damaged: list[str] = []
-        for role in ("root", "head", "bundle", "marks"):
-            slots, broken = await store.read(role)
-            newest[role] = slots[0] if slots else None
-            damaged += broken
-        slot = newest["marks"]
-        marks = None
-        if slot is not None:
-            try:
-                marks = Marks.decode(slot.data)
-            except Refusal:
-                damaged.append(slot.name)
-        return cls(newest, tuple(damaged), marks)
+        marks: Marks | None = None
+        known = {} if full else self._intact
+        intact: dict[str, tuple[Stamp, Marks | None]] = {}
+        for role in ROLES:
+            newest[role] = None
+            for name, stamp in store.stamps(role):
+                before = known.get(name)
+                found = (
+                    before if before is not None and before[0] == stamp else await _read(store, name, stamp)
+                )
+                if found is None:
+                    damaged.append(name)
+                    continue
+                intact[name] = found
+                if newest[role] is None:
+                    newest[role] = Stored(name, name.rpartition(".")[2])
+                    marks = found[1] if role == "marks" else marks
+        self._intact = intact
+        return OnDisk(newest, tuple(damaged), marks)
 
 
-def compare(state: TrustState, disk: OnDisk, enforced: Snapshot | None, anchor: bytes) -> Sequence[Drift]:
-    """All differences; none means that disk, memory and what is enforced agree. `anchor` is the configured root."""
+async def _read(store: Store, name: str, stamp: Stamp) -> tuple[Stamp, Marks | None] | None:
+    try:
+        slot = await store.read_slot(name)
+    except FileNotFoundError:
+        return None
+    if slot is None:
+        return None
+    try:
+        return stamp, Marks.decode(slot.data) if slot.role == "marks" else None
+    except Refusal:
+        return None
+
+
+def compare(
+    state: TrustState, disk: OnDisk | None, enforced: Snapshot | None, anchor: bytes
+) -> Sequence[Drift]:
+    """All differences; none means that disk, memory and what is enforced agree.
+
+    Args:
+        state: What was verified.
+        disk: What is stored; None when another process keeps the folder, which is then not ours to compare.
+        enforced: What decisions are made against.
+        anchor: The configured root, which need not be stored.
+    """
+    found = [] if disk is None else _stored(state, disk, anchor)
+    held = snapshot(state)
+    if _generation(held) != _generation(enforced):
+        detail = f"enforced is {_generation(enforced)}, verified is {_generation(held)}"
+        found.append(Drift(DriftClass.GENERATION, detail))
+    head, current = state.head, state.in_force
+    if head is not None and (current is None or current.sha256 != head.bundle.sha256):
+        detail = f"head {head.version} names bundle {head.bundle.version}, which is not in force"
+        found.append(Drift(DriftClass.HEAD_UNMET, detail))
+    return found
+
+
+def _stored(state: TrustState, disk: OnDisk, anchor: bytes) -> list[Drift]:
     found = [Drift(DriftClass.DISK_DAMAGED, f"{name} is damaged") for name in disk.damaged]
     expected = {
         "root": state.root_bytes if state.root_bytes != anchor else None,
@@ -115,12 +182,7 @@ def compare(state: TrustState, disk: OnDisk, enforced: Snapshot | None, anchor: 
             found.append(Drift(DriftClass.DISK_MISSING, f"the {role} in force is not stored"))
         elif slot.sha256 != hashlib.sha256(data).hexdigest():
             found.append(Drift(DriftClass.DISK_FOREIGN, f"{slot.name} is not the {role} in force"))
-    found += _marks(state.marks, disk.marks)
-    held = snapshot(state)
-    if _generation(held) != _generation(enforced):
-        detail = f"enforced is {_generation(enforced)}, verified is {_generation(held)}"
-        found.append(Drift(DriftClass.GENERATION, detail))
-    return found
+    return found + _marks(state.marks, disk.marks)
 
 
 def _marks(held: Marks, stored: Marks | None) -> list[Drift]:
@@ -142,26 +204,83 @@ def _generation(current: Snapshot | None) -> tuple[object, ...] | None:
     if current is None:
         return None
     deadlines = (current.stale_at, current.restricted_at, current.closed_at)
-    return (current.bundle_id, id(current.engine), deadlines, current.revoked, current.quarantined)
+    # The tables and not the engine: a node with NAT64 prefixes of its own decides with its own engine.
+    return (current.bundle_id, id(current.engine.tables), deadlines, current.revoked, current.quarantined)
 
 
-async def reconcile(updater: Updater, enforced: Snapshot | None, anchor: bytes) -> Sequence[Drift]:
-    """One comparison, and what it calls for. `enforced` is what decisions are made against now."""
-    store = updater.store
-    if not store.acquire():
-        return await _follow(updater, enforced, anchor)
-    drifts = compare(updater.state, await OnDisk.read(store), enforced, anchor)
-    for drift in drifts:
-        updater.note(EventKind.DRIFT, drift.kind, f"{drift.detail}; {drift.action}", alarm=drift.alarm)
-    # After a write that failed half-way, marks that are ahead are our own.
-    freezing = [drift.detail for drift in drifts if drift.action is Action.FREEZE and not updater.unsaved]
-    updater.frozen = "; ".join(freezing)
-    if freezing:
+class Reconciler:
+    """Compares on every cycle, and remembers what it has said and read.
+
+    Args:
+        updater: Whose state is compared.
+        enforced: What decisions are made against now.
+        anchor: The configured root.
+    """
+
+    def __init__(self, updater: Updater, enforced: Callable[[], Snapshot | None], anchor: bytes) -> None:
+        self._updater = updater
+        self._enforced = enforced
+        self._anchor = anchor
+        self._reader = DiskReader()
+        self._present: frozenset[Drift] = frozenset()
+        self._audited: tuple[object, int] | None = None
+        self.counts = dict.fromkeys(DriftClass, 0)
+
+    @property
+    def present(self) -> Mapping[str, bool]:
+        """Each class of drift, and whether the last comparison found it."""
+        kinds = {drift.kind for drift in self._present}
+        return {str(kind): kind in kinds for kind in DriftClass}
+
+    async def run(self, *, full: bool) -> Sequence[Drift]:
+        """One comparison, and what it calls for.
+
+        Every time: names, sizes and times of the stored files, the marks, the head, and which snapshot is
+        enforced. With `full` also the bytes of every file and the tables in memory.
+        """
+        updater = self._updater
+        writable = updater.store.acquire()
+        disk = await self._reader.read(updater.store, full=full) if writable else None
+        drifts = list(compare(updater.state, disk, self._enforced(), self._anchor))
+        if full:
+            drifts += await self._audit()
+        new = [drift for drift in drifts if drift not in self._present]
+        self._present = frozenset(drifts)
+        for drift in new:
+            self.counts[drift.kind] += 1
+            updater.note(EventKind.DRIFT, drift.kind, f"{drift.detail}; {drift.action}", alarm=drift.alarm)
+        await self._act(drifts, writable=writable)
         return drifts
-    kinds = {drift.kind for drift in drifts}
-    if DriftClass.GENERATION in kinds:
-        updater.reactivate()
-    if updater.unsaved or kinds - {DriftClass.GENERATION}:
+
+    async def _audit(self) -> list[Drift]:
+        """Compares the tables, and the bytes that they were made from, with what they were at first."""
+        current = self._updater.state.in_force
+        if current is None:
+            return []
+        if hashlib.sha256(current.data).hexdigest() != current.sha256:
+            return [Drift(DriftClass.TABLES, "the bytes of the bundle in force have changed in memory")]
+        tables = current.engine.tables
+        found = await checksum(tables)
+        if self._audited is None or self._audited[0] is not tables:
+            self._audited = (tables, found)
+        if self._audited[1] == found:
+            return []
+        return [Drift(DriftClass.TABLES, "the compiled policy has changed in memory")]
+
+    async def _act(self, drifts: Sequence[Drift], *, writable: bool) -> None:
+        updater = self._updater
+        # After a write that failed half-way, marks that are ahead are our own.
+        freezing = [drift.detail for drift in drifts if drift.action is Action.FREEZE and not updater.unsaved]
+        updater.frozen = "; ".join(freezing)
+        kinds = {drift.kind for drift in drifts}
+        # What is enforced is put right whatever else is found.
+        if DriftClass.TABLES in kinds:
+            updater.rebuild()
+        elif DriftClass.GENERATION in kinds:
+            updater.reactivate()
+        if freezing or not writable or not (updater.unsaved or kinds & _ON_DISK):
+            return
+        store = updater.store
         try:
             for drift in drifts:
                 if drift.kind is DriftClass.DISK_DAMAGED:
@@ -170,18 +289,8 @@ async def reconcile(updater: Updater, enforced: Snapshot | None, anchor: bytes) 
         except OSError as error:
             updater.unsaved = True
             updater.note(EventKind.NOT_PERSISTED, NOT_PERSISTED, f"{store.path}: {error.strerror or error}")
-    return drifts
 
 
-async def _follow(updater: Updater, enforced: Snapshot | None, anchor: bytes) -> Sequence[Drift]:
-    """Another process keeps the folder: only what is enforced here is ours to compare."""
-    disk = OnDisk({"root": None, "head": None, "bundle": None, "marks": None}, (), None)
-    drifts = [
-        drift
-        for drift in compare(updater.state, disk, enforced, anchor)
-        if drift.kind is DriftClass.GENERATION
-    ]
-    for drift in drifts:
-        updater.note(EventKind.DRIFT, drift.kind, f"{drift.detail}; {drift.action}", alarm=True)
-        updater.reactivate()
-    return drifts
+async def reconcile(updater: Updater, enforced: Snapshot | None, anchor: bytes) -> Sequence[Drift]:
+    """One full comparison on its own, without the memory of earlier ones."""
+    return await Reconciler(updater, lambda: enforced, anchor).run(full=True)

@@ -17,6 +17,7 @@ class EventKind(StrEnum):
     NOT_PERSISTED = "not_persisted"
     DRIFT = "drift"
     CLOCK = "clock"
+    LADDER = "ladder"
     INTERNAL = "internal"
 
 

@@ -26,7 +26,7 @@ from edgeguard.sync.files import (
     write_durably,
 )
 
-ROLES: Final = ("root", "head", "bundle", "marks", "report", "anchor", "profile")
+ROLES: Final = ("root", "head", "bundle", "marks", "report", "boots", "anchor", "profile")
 KEPT: Final = 2
 """Slots kept for each role but root."""
 DEFAULT_CAP: Final = 64 * 1024 * 1024
@@ -49,6 +49,15 @@ class Slot(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.role}.{self.sequence}.{self.sha256}"
+
+
+class Stamp(NamedTuple):
+    """What tells one state of a file from another without reading it; a change cannot keep `changed_ns`."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
 
 
 class Store:
@@ -116,19 +125,41 @@ class Store:
         """The intact slots of a role, newest first, and the names of the damaged ones."""
         intact: list[Slot] = []
         damaged: list[str] = []
-        for sequence, sha256, name in self._slots(role):
+        for _, _, name in self._slots(role):
             try:
-                data = await read_plain(self._folder, name, self._cap, private=True)
+                slot = await self.read_slot(name)
             except FileNotFoundError:  # the writing process replaced it meanwhile
                 continue
-            except (UnsafeFileError, OSError):
+            if slot is None:
                 damaged.append(name)
-                continue
-            if hashlib.sha256(data).hexdigest() == sha256:
-                intact.append(Slot(role, sequence, sha256, data))
             else:
-                damaged.append(name)
+                intact.append(slot)
         return tuple(intact), tuple(damaged)
+
+    async def read_slot(self, name: str) -> Slot | None:
+        """The slot of this name, or None if it is damaged. Raises FileNotFoundError."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            data = await read_plain(self._folder, name, self._cap, private=True)
+        except FileNotFoundError:
+            raise
+        except (UnsafeFileError, OSError):
+            return None
+        intact = hashlib.sha256(data).hexdigest() == match[3]
+        return Slot(match[1], int(match[2]), match[3], data) if intact else None
+
+    def stamps(self, role: str) -> list[tuple[str, Stamp]]:
+        """Name and stamp of each of a role's files, newest first. A few system calls, no reading."""
+        found = []
+        for _, _, name in self._slots(role):
+            try:
+                at = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.append((name, Stamp(at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)))
+        return found
 
     async def write(self, role: str, data: bytes, *, sequence: int | None = None) -> Slot:
         """Stores `data` as the newest slot of its role (roots: under their version) and flushes it.

@@ -9,12 +9,15 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final, NamedTuple
 
-from edgeguard.bundle.documents import BlobRef
+from edgeguard.bundle.build import decode_section
+from edgeguard.bundle.documents import MAX_BUNDLE_BYTES, BlobRef, Bundle
+from edgeguard.bundle.envelope import Envelope
 from edgeguard.bundle.refusal import Refusal, RefusalCode
 from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.bundle.state import InForce
 from edgeguard.bundle.trust import (
     MAX_ROOTS_PER_CYCLE,
     Activate,
@@ -32,10 +35,14 @@ from edgeguard.bundle.trust import (
     snapshot,
     step,
 )
+from edgeguard.policy.engine import Engine
+from edgeguard.policy.tables import Tables
+from edgeguard.sync.boots import CRASHLOOP, STEADY_S, Boots
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.fetch import FetchCode, Fetched, Fetcher, FetchError
 from edgeguard.sync.report import EventKind, Report, SyncEvent
+from edgeguard.sync.store import Slot
 from edgeguard.sync.store import Store as StateStore
 
 logger = logging.getLogger(__name__)
@@ -76,6 +83,13 @@ class _NotNow(Exception):  # noqa: N818 - ends a cycle that has been reported al
         self.cycle = Cycle(ok=False, code=code, alarm=alarm, retry_after_s=retry_after_s)
 
 
+class _Held(NamedTuple):
+    """A bundle that took the node down and is not tried again before `until` (Unix seconds)."""
+
+    sha256: str
+    until: float
+
+
 class _Early(NamedTuple):
     """A bundle that is not valid yet."""
 
@@ -114,6 +128,9 @@ class Updater:
         self._activated = True
         self._early: _Early | None = None
         self._last: Refusal | None = None
+        self._counting = False
+        self._boots = Boots()
+        self._held: _Held | None = None
 
     @property
     def state(self) -> TrustState:
@@ -123,15 +140,18 @@ class Updater:
         return self._state
 
     @property
-    def retry_at(self) -> int | None:
-        """When a bundle that is not valid yet becomes so (Unix seconds)."""
-        return self._early.retry_at if self._early else None
+    def retry_at(self) -> float | None:
+        """When a bundle that is not valid yet, or held back, may be taken (Unix seconds)."""
+        if self._early:
+            return self._early.retry_at
+        return self._held.until if self._held else None
 
     # From the disk
 
-    async def load(self) -> None:
+    async def load(self, *, counted: bool = False) -> None:
         """Verifies everything on the disk from the configured root on, and puts it in force.
 
+        `counted`: this process enforces, so a start that does not become `steady` counts against its bundle.
         Raises Refusal when the configured root is not one: then nothing may be enforced or fetched.
         """
         reports, _ = await self.store.read("report")
@@ -155,7 +175,12 @@ class Updater:
             for slot in await self._intact("head"):
                 if await self._offer(HeadOffered(slot.data, stored=True)) is None:
                     break
+            self._counting = counted
+            self._boots = await self._stored_boots()
             for slot in await self._intact("bundle"):
+                # An older bundle is no way out: its version is under the mark.
+                if not await self._may_start(slot.sha256):
+                    break
                 if await self._offer(BundleOffered(slot.data, stored=True)) is None:
                     break
         finally:
@@ -179,11 +204,60 @@ class Updater:
             )
         return None
 
-    async def _intact(self, role: str) -> Sequence["_Stored"]:
+    async def _intact(self, role: str) -> Sequence[Slot]:
         slots, damaged = await self.store.read(role)
         for name in damaged:
             self.note(EventKind.DRIFT, "disk_damaged", f"{name} does not match its checksum", alarm=True)
-        return [_Stored(slot.sequence, slot.data) for slot in slots]
+        return slots
+
+    # Starts that did not last
+
+    async def _stored_boots(self) -> Boots:
+        slots, _ = await self.store.read("boots")
+        return Boots.decode(slots[0].data) if slots else Boots()
+
+    async def _may_start(self, sha256: str) -> bool:
+        """Counts one start with this bundle before it can do harm; False while it is held back."""
+        if not self._counting:
+            return True
+        now = self.clock.now()
+        until = self._boots.held_until(sha256)
+        if until is not None and now < until:
+            if self._held is None:
+                detail = f"{self._boots.count} starts with bundle {sha256[:16]}… did not last; held back"
+                self.note(EventKind.REFUSED, CRASHLOOP, detail, alarm=True)
+            self._held = _Held(sha256, until)
+            return False
+        self._held = None
+        await self._keep_boots(self._boots.starting(sha256, now))
+        return True
+
+    async def steady(self, *, ending: bool = False) -> None:
+        """Forgets the starts once the process has lived for a while, or is ending in good order."""
+        if not self._counting or not self._boots.count or self._held is not None:
+            return
+        if ending or self.clock.now() - self._boots.at >= STEADY_S:
+            await self._keep_boots(replace(self._boots, count=0))
+
+    async def _retry_held(self) -> None:
+        """Gives a bundle that was held back another try, once its time has come."""
+        held = self._held
+        if held is None or self.clock.now() < held.until:
+            return
+        for slot in await self._intact("bundle"):
+            if slot.sha256 == held.sha256 and await self._may_start(slot.sha256):
+                await self._offer(BundleOffered(slot.data, stored=True))
+                return
+        self._held = None
+
+    async def _keep_boots(self, boots: Boots) -> None:
+        self._boots = boots
+        if not self.store.writable:
+            return
+        try:
+            await self.store.write("boots", boots.encode())
+        except OSError as error:
+            logger.warning("the count of starts could not be kept: %s", error)
 
     # From a server
 
@@ -196,6 +270,7 @@ class Updater:
         """
         before = self.state.in_force, self.state.root.version
         try:
+            await self._retry_held()
             await self._offer(CycleStarted())
             if wait_s <= 0:
                 await self._roots(mirror)
@@ -230,6 +305,7 @@ class Updater:
         if self._report.last_failure is not None:
             self.note(EventKind.RECOVERED, "ok", f"after: {self._report.last_failure.code}")
         self._report = self._report.succeeding(now)
+        self._held = None  # another bundle is in force
         return Cycle(ok=True)
 
     async def _roots(self, mirror: Mirror) -> None:
@@ -282,6 +358,8 @@ class Updater:
     async def _take_bundle(self, mirror: Mirror, ref: BlobRef) -> None:
         if self.frozen:
             return
+        if self._held is not None and self._held.sha256 == ref.sha256:
+            raise _NotNow(CRASHLOOP)
         early = self._early
         if early is not None and early.sha256 == ref.sha256:
             if self.clock.now() < early.retry_at:
@@ -372,6 +450,23 @@ class Updater:
         await self.store.write("marks", state.marks.encode())
         self.unsaved = False
 
+    def rebuild(self) -> None:
+        """Compiles the verified bytes anew and puts them in force; if they are no longer those, nothing is."""
+        current = self.state.in_force
+        if current is None:
+            return
+        rebuilt: InForce | None = None
+        if hashlib.sha256(current.data).hexdigest() == current.sha256:
+            try:
+                envelope = Envelope.parse(current.data, size=MAX_BUNDLE_BYTES)
+                tables = Tables.load(decode_section(Bundle.parse(envelope.payload).policy))
+                rebuilt = replace(current, engine=Engine(tables), issuers=tables.issuers)
+            except Exception:
+                # Fail closed: memory that cannot be trusted must not decide.
+                logger.exception("the bundle in force could not be compiled again")
+        self._state = replace(self.state, in_force=rebuilt)
+        self._activate(snapshot(self.state))
+
     def reactivate(self) -> None:
         """Puts what is held in force once more."""
         self._activate(snapshot(self.state))
@@ -421,6 +516,10 @@ class Updater:
 
     # Status
 
+    @property
+    def last_success(self) -> float | None:
+        return self._report.last_success
+
     def status(self) -> dict[str, object]:
         """Everything that an operator or a judge asks: plain data, times in Unix seconds."""
         state, now = self.state, self.clock.now()
@@ -449,14 +548,10 @@ class Updater:
             "persisted": not self.unsaved,
             "writable": self.store.writable,
             "frozen": self.frozen or None,
+            "held_back": self._held._asdict() if self._held else None,
             "clock": self.clock.status(),
             **self._report.to_data(),
         }
-
-
-class _Stored(NamedTuple):
-    sequence: int
-    data: bytes
 
 
 def _bundle(current: Snapshot, sha256: str) -> dict[str, object]:

@@ -1,8 +1,5 @@
 """The agent against a real server: in its own thread, woken, starved, restarted, killed."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -281,75 +278,6 @@ async def test_a_stuck_server_costs_the_traffic_loop_nothing(begin, watcher, aut
     listening.close_clients()
     await listening.wait_closed()
     await asyncio.sleep(0.05)
-
-
-KILLED = """
-import asyncio, json, os, shutil, signal, sys
-from pathlib import Path
-from edgeguard.sync import files, profile
-base, url = Path(sys.argv[1]), sys.argv[2]
-calls, at = 0, 0
-def counted(real):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-for name in ("fchmod", "fsync", "rename", "unlink"):
-    setattr(os, name, counted(getattr(os, name)))
-for name in ("fsync", "rename", "unlink"):
-    setattr(files, "_" + name, files.async_os.wrap(getattr(os, name)))
-while True:
-    at += 1
-    state = base.with_name(f"state-{at}")
-    shutil.copytree(base, state, copy_function=shutil.copy2)
-    os.chmod(state, 0o700)
-    child = os.fork()
-    if child == 0:
-        ok, _ = asyncio.run(profile.run_refresh(state, [url]))
-        os._exit(0 if ok else 1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([str(state), status]), flush=True)
-    if status != -signal.SIGKILL:
-        break
-"""
-
-
-@row("fault-E1-E3-E4-update")
-async def test_killed_anywhere_in_an_update(served, start, tmp_path, authority, case):
-    """Never an older policy, never a torn one, never open."""
-    import asyncio
-    import json
-    from pathlib import Path
-
-    from edgeguard.sync.profile import Profile, run_refresh, run_status
-
-    running = start(served)
-    base = tmp_path / "base"
-    await Profile(authority.env).keep(base, authority.root())
-    assert (await run_refresh(base, [running.url]))[0]
-    release(served, authority, 2)
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", KILLED, str(base), running.url],
-        capture_output=True,
-        check=True,
-    )
-    seen = []
-    for line in done.stdout.splitlines():
-        name, code = json.loads(line)
-        status = await run_status(Path(name))
-        assert status["ladder"] == "fresh", (name, status)
-        seen.append(status["bundle"]["version"])
-        assert code in {0, -signal.SIGKILL}
-        assert (await run_refresh(Path(name), [running.url]))[0]
-        assert (await run_status(Path(name)))["bundle"]["version"] == 2
-    assert code == 0
-    assert len(seen) > 15
-    assert seen == sorted(seen)
-    assert set(seen) == {1, 2}
 
 
 async def test_two_agents_on_one_folder(served, start, begin, watcher):
