@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from edgeguard.policy.flat import Flat, Kind, collect_names, flatten
+from edgeguard.policy.flat import Flat, collect_names, flatten
+from edgeguard.policy.kinds import MAX_LABELS, VERSION, Kind
 from edgeguard.policy.model import ASSURANCES, AgeGate, Exception_, Policy, RateLimit, When
 from edgeguard.policy.names import is_address
 from edgeguard.policy.regions import BUILT_IN_GROUPS
@@ -21,12 +22,10 @@ from edgeguard.policy.targets import HostKind
 
 type Section = dict[str, object]
 
-VERSION: Final = 1
 MAX_PER_HOST: Final = 4096
 """Statements that one entry of the host index may hold."""
 MAX_EVERYWHERE: Final = 512
 """Statements without a destination."""
-MAX_LABELS: Final = 12
 MAX_TEMPLATES: Final = 512
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 

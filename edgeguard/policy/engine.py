@@ -23,7 +23,7 @@ from edgeguard.policy.addresses import (
 )
 from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
 from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit, Required
-from edgeguard.policy.flat import Kind
+from edgeguard.policy.kinds import Kind
 from edgeguard.policy.names import canonical_ipv6
 from edgeguard.policy.paths import PathError, Query, Segments, check_target, fold, query_readings, readings
 from edgeguard.policy.plan import STAGE_REASON, Plan, Planner

@@ -6,8 +6,8 @@ spelled-out destination are the same thing from here on.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 
+from edgeguard.policy.kinds import Kind
 from edgeguard.policy.model import (
     Action,
     AgeGate,
@@ -21,18 +21,6 @@ from edgeguard.policy.model import (
     Where,
 )
 from edgeguard.policy.targets import ALL_PORTS, Target, parse_target
-
-
-class Kind(IntEnum):
-    """What a statement does."""
-
-    ALLOW = 0
-    DENY = 1
-    LIMIT = 2
-    GATE = 3
-    LEARN = 4
-    QUARANTINE = 5
-    EXCEPTION = 6
 
 
 class ResolveError(ValueError):
@@ -255,3 +243,18 @@ def flatten(policy: Policy, names: Names | None = None) -> Iterator[Flat | tuple
                 end=lift.expires,
                 source=lift,
             )
+
+
+__all__ = [
+    "Flat",
+    "Kind",
+    "Names",
+    "ResolveError",
+    "collect_names",
+    "flatten",
+    "flatten_gate",
+    "flatten_limit",
+    "flatten_rule",
+    "resolve_where",
+    "settle_ports",
+]

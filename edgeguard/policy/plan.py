@@ -20,7 +20,7 @@ from edgeguard.policy.addresses import (
 )
 from edgeguard.policy.conditions import Condition
 from edgeguard.policy.decision import Decision, LimitHit
-from edgeguard.policy.flat import Kind
+from edgeguard.policy.kinds import Kind
 from edgeguard.policy.names import is_address
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client

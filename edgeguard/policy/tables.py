@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final, NamedTuple
 
-from edgeguard.policy.compile import MAX_LABELS, VERSION
 from edgeguard.policy.conditions import ANYTHING, Condition
-from edgeguard.policy.flat import Kind
+from edgeguard.policy.kinds import MAX_LABELS, VERSION, Kind
 from edgeguard.policy.paths import PathError
 from edgeguard.policy.request import Assurance, Client
 

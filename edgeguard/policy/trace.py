@@ -10,7 +10,7 @@ from edgeguard.policy.addresses import parse_address
 from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
 from edgeguard.policy.decision import Decision, Lane
 from edgeguard.policy.engine import Engine
-from edgeguard.policy.flat import Kind
+from edgeguard.policy.kinds import Kind
 from edgeguard.policy.names import is_address
 from edgeguard.policy.paths import PathError, Query, Segments, fold, query_readings, readings
 from edgeguard.policy.plan import Plan
