@@ -1,10 +1,11 @@
 """Strict, deterministic msgpack: the subset that edgeguard signs.
 
 nil, bool, int, str, bin, array and map with distinct str keys; no floats, no extension types.
-`decode` walks the bytes once before the msgpack library allocates anything, so that neither the
-nesting nor the announced lengths of hostile input cost memory, and the C and the pure-Python
-implementations of the library never see input on which they differ. Wire format: the msgpack
-specification, https://github.com/msgpack/msgpack/blob/master/spec.md.
+A short input is walked once before the msgpack library allocates anything, so that neither the
+nesting nor the announced lengths of hostile bytes cost memory, and the C and the pure-Python
+implementations of the library never see input on which they differ. A long one is taken apart
+first and decoded piece by piece (`pieces.py`). Wire format: the msgpack specification,
+https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ import msgpack
 from edgeguard.bundle.refusal import Refusal, RefusalCode, malformed
 
 MAX_DEPTH: Final = 16
+PIECE_BYTES: Final = 8 * 1024
+"""What is decoded in one call of the library: 0.2 ms, and at most 1 MiB of objects."""
 
 
 class Limits(NamedTuple):
@@ -64,35 +67,51 @@ def decode(data: bytes, limits: Limits, *, canonical: bool = False) -> object:
     Raises:
         Refusal: too_big or malformed.
     """
-    _scan(data, limits)
+    if len(data) > limits.size:
+        raise Refusal(RefusalCode.TOO_BIG, f"{len(data)} bytes, at most {limits.size} are accepted")
+    if len(data) <= PIECE_BYTES:
+        scan(data, limits.depth)
+        value = unpack(data)
+    else:
+        from edgeguard.bundle.pieces import decode_large
+
+        value = decode_large(data, limits)
+    if canonical and encode(value) != data:
+        raise malformed("not in the deterministic form (key order or a longer encoding than needed)")
+    return value
+
+
+def unpack(data: bytes | memoryview) -> object:
+    """One value of the library's idea of msgpack, maps checked. Raises Refusal (malformed)."""
+    most = len(data)
     try:
         value: object = msgpack.unpackb(
             data,
             raw=False,
             use_list=True,
             strict_map_key=True,
-            object_pairs_hook=_map,
-            max_str_len=len(data),
-            max_bin_len=len(data),
-            max_array_len=len(data),
-            max_map_len=len(data),
+            object_pairs_hook=to_map,
+            max_str_len=most,
+            max_bin_len=most,
+            max_array_len=most,
+            max_map_len=most,
         )
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise malformed(f"not msgpack of the accepted subset: {error}") from None
-    if canonical and encode(value) != data:
-        raise malformed("not in the deterministic form (key order or a longer encoding than needed)")
     return value
 
 
-def _map(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
+def to_map(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
+    """A map with distinct str keys. Raises Refusal."""
     # The C implementation passes a list, the pure one a generator.
+    pairs = pairs if isinstance(pairs, list) else list(pairs)
     result: dict[str, object] = {}
     for key, value in pairs:
         if type(key) is not str:
             raise malformed(f"map key of type {type(key).__name__}; only str is accepted")
-        if key in result:
-            raise malformed("duplicate map key")
         result[key] = value
+    if len(result) != len(pairs):
+        raise malformed("duplicate map key")
     return result
 
 
@@ -114,8 +133,8 @@ _LENGTH_BYTES: Final = {
     0xDE: 2,
     0xDF: 4,
 }
-_CONTAINERS: Final = frozenset((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
-_MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
+CONTAINERS: Final = frozenset((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
+MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 def _scalar_size(lead: int) -> int:
@@ -126,31 +145,13 @@ def _scalar_size(lead: int) -> int:
     return {0xCC: 2, 0xD0: 2, 0xCD: 3, 0xD1: 3, 0xCE: 5, 0xD2: 5, 0xCF: 9, 0xD3: 9}.get(lead, 0)
 
 
-def _object_cost(lead: int) -> int:
-    # CPython's sizes plus the 8-byte slot that holds the reference; dict entries cost more than
-    # list slots, which the header of a map pays for below.
-    if lead in _MAPS:
-        return 72
-    if lead in _CONTAINERS:
-        return 72
-    if 0xA0 <= lead <= 0xBF:
-        return 58 + (lead & 0x1F)
-    if lead in _LENGTH_BYTES:
-        return 64
-    return 8 if lead <= 0x7F or lead >= 0xE0 or lead in (0xC0, 0xC2, 0xC3) else 40
-
-
 _SCALAR: Final = tuple(_scalar_size(lead) for lead in range(256))
 """Whole size in bytes of a value by its first byte; 0 where the first byte does not tell."""
-_COST: Final = tuple(_object_cost(lead) for lead in range(256))
 
 
-def _scan(data: bytes, limits: Limits) -> None:
-    """Refuse what is cut short, too long, too deep or too costly, without allocating for it."""
+def scan(data: bytes, depth: int) -> None:
+    """Refuse what is cut short, too deep or of a refused type, without allocating for it."""
     end = len(data)
-    if end > limits.size:
-        raise Refusal(RefusalCode.TOO_BIG, f"{end} bytes, at most {limits.size} are accepted")
-    budget = limits.memory_base + limits.memory_factor * end
     position = 0
     due = 1  # values announced and not yet seen; each takes at least one byte
     left = 1  # values still to come in the innermost open container
@@ -161,39 +162,36 @@ def _scan(data: bytes, limits: Limits) -> None:
         lead = data[position]
         due -= 1
         left -= 1
-        budget -= _COST[lead]
         size = _SCALAR[lead]
         if size:
             position += size
         else:
-            size, count = _long_form(data, position, lead)
+            size, count = long_form(data, position)
             position += size
             if count >= 0:
-                if len(outer) >= limits.depth:
-                    raise malformed(f"nested deeper than {limits.depth}")
-                budget -= 24 * count if lead in _MAPS else 0
+                if len(outer) >= depth:
+                    raise malformed(f"nested deeper than {depth}")
                 outer.append(left)
                 due += count
                 left = count
         while not left and outer:
             left = outer.pop()
-        if budget < 0 and due <= end - position:
-            raise Refusal(RefusalCode.TOO_BIG, "would take far more memory than its size warrants")
     if position != end:
         raise malformed("cut short inside a value" if position > end else "bytes after the value")
 
 
-def _long_form(data: bytes, position: int, lead: int) -> tuple[int, int]:
+def long_form(data: bytes, position: int) -> tuple[int, int]:
     """(bytes to move on, values announced or -1) of a container, or of a str or bin with a length field."""
+    lead = data[position]
     if lead in _REFUSED:
         raise malformed(f"{_REFUSED[lead]} at byte {position}")
     if lead not in _LENGTH_BYTES:
-        return 1, 2 * (lead & 0x0F) if lead in _MAPS else lead & 0x0F
+        return 1, 2 * (lead & 0x0F) if lead in MAPS else lead & 0x0F
     width = _LENGTH_BYTES[lead]
     field = data[position + 1 : position + 1 + width]
     if len(field) < width:
         raise malformed("cut short inside a length")
     length = int.from_bytes(field)
-    if lead not in _CONTAINERS:
+    if lead not in CONTAINERS:
         return 1 + width + length, -1
-    return 1 + width, 2 * length if lead in _MAPS else length
+    return 1 + width, 2 * length if lead in MAPS else length
