@@ -10,8 +10,8 @@ import typer
 from edgeguard.cli.console import err, fail, out
 
 NEXT = (
-    "edgeguard init my-policy                   a first policy, its tests and a configuration",
-    "edgeguard policy test bundles/payments     the tests of a shipped sample",
+    "edgeguard init my-policy                         a first policy, its tests and a configuration",
+    "edgeguard policy test bundles/payments-sidecar   the tests of a shipped sample",
     "edgeguard dev my-policy -- curl -sS https://example.com/   your own command behind your own policy",
 )
 
