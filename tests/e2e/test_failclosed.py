@@ -6,7 +6,6 @@ import pytest
 
 from tests.e2e.kit import POLICY, Place, edgeguard, wait_until
 
-
 HOOK = """\
 import os, sys
 
