@@ -149,7 +149,8 @@ def main():
         killed = trace(pid, at)
         with os.fdopen(read) as pipe:
             activated = [json.loads(line) for line in pipe]
-        print(json.dumps([str(state), activated, killed, at]), flush=True)
+        sys.stdout.write(json.dumps([str(state), activated, killed, at]) + "\n")
+        sys.stdout.flush()  # before the next fork
         if killed is None:
             break
         at += step

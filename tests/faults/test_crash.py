@@ -39,6 +39,10 @@ def quarantine(authority, served):
 HISTORIES = {"update": new_version, "revocation": revoked_key, "quarantine": quarantine}
 
 
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
 def _of(status):
     bundle = status["bundle"]
     return status["ladder"], bundle["version"] if bundle else None, status["root"]["version"]
@@ -73,7 +77,7 @@ async def killed_everywhere(tmp_path, served, running, authority, history, step)
         assert _of(after) == end
         if history != "revocation":  # there the load itself refuses the bundle of the retired key
             assert after["last_refusal"] is None, (at, killed, after)
-        assert not [path for path in Path(name).iterdir() if path.suffix == ".tmp"]
+        assert leftovers(Path(name)) == []
         seen.append((_of(status), killed))
     assert seen[-1] == (end, None)
     assert {state for state, _ in seen} == states
@@ -95,8 +99,6 @@ async def test_killed_at_a_sample_of_the_system_calls(tmp_path, served, start, a
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "history", [pytest.param(name, id=f"fault-E1-every-{name}") for name in HISTORIES]
-)
+@pytest.mark.parametrize("history", [pytest.param(name, id=f"fault-E1-every-{name}") for name in HISTORIES])
 async def test_killed_at_every_system_call(tmp_path, served, start, authority, history):
     assert await killed_everywhere(tmp_path, served, start(served), authority, history, 1) > 200

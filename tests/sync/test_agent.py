@@ -306,3 +306,43 @@ def test_a_folder_in_use_is_read_by_status(tmp_path, authority):
         asyncio.run(
             Profile(authority.env).keep(tmp_path / "s", authority.root(expires_at=authority.now + HOUR))
         )
+
+
+async def test_a_new_root_ends_the_waiting(served, start, begin, watcher, authority):
+    """A rotation is seen at once, not only when the head changes or the long poll is over."""
+    running = start(served)
+    agent = begin(running.url, long_poll_s=20.0, poll_s=10.0)
+    watcher.until(lambda: running.app.state.server.watch.waiting == 1)
+    began = time.monotonic()
+    place(served / "root" / "2.root", replace(authority, release_keys=("release-a", "release-b")).root(2))
+    watcher.until(lambda: agent.status()["root"]["version"] == 2)
+    assert time.monotonic() - began < 2
+    watcher.until(lambda: running.app.state.server.watch.waiting == 1)  # and it waits again
+
+
+async def test_the_ladder_is_reported_when_a_deadline_passes(served, start, begin, watcher, authority):
+    now = int(time.time())
+    head = authority.head(2, authority.bundle(1), issued_at=now, expires_at=now + 2)
+    place(served / "test" / "head", head)
+    begin(start(served).url, long_poll_s=0.0, poll_s=500.0)
+    watcher.until(lambda: watcher.version == 1)
+    watcher.until(lambda: any(event.kind == "ladder" and event.alarm for event in watcher.events))
+    moved = [event for event in watcher.events if event.kind == "ladder" and event.alarm]
+    assert [(event.code, event.alarm) for event in moved] == [("restricted", True)]
+    assert moved[0].at - (now + 2) < 0.5
+
+
+def test_every_cycle_compares(served, start, begin, watcher, authority, tmp_path):
+    """Also between the full readings: what is gone from the disk is back after one poll."""
+    agent = begin(start(served).url, long_poll_s=0, poll_s=0.1, reconcile_s=3600.0)
+    watcher.until(lambda: agent.status()["cycles"] > 1)
+    for path in (tmp_path / "state").glob("bundle.*"):
+        path.unlink()
+    watcher.until(lambda: list((tmp_path / "state").glob("bundle.*")))
+    watcher.until(lambda: agent.counts["drift", "disk_missing"] == 1)
+    watcher.until(lambda: not any(agent.drifting.values()))
+    for path in (tmp_path / "state").glob("bundle.*"):
+        path.write_bytes(b"x")
+    watcher.until(lambda: agent.counts["drift", "disk_damaged"] == 1)
+    watcher.until(lambda: not any(agent.drifting.values()))
+    assert agent.status()["drift"] == []
