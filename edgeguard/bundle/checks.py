@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from edgeguard.bundle.documents import Bundle, Environment, Head
+from edgeguard.bundle.documents import BlobRef, Bundle, Environment, Head
 from edgeguard.bundle.envelope import OVERHEAD_BYTES
+from edgeguard.bundle.manifest import MAX_MANIFEST_BYTES, MEMBER, Manifest
 from edgeguard.bundle.refusal import Refusal, RefusalCode
 from edgeguard.bundle.state import BundleOffered, TrustState
 
@@ -44,6 +45,9 @@ def head_order(state: TrustState, head: Head, name: str) -> None:
         raise Refusal(
             RefusalCode.TOO_BIG, f"a bundle of {ref.length} bytes, {policy.caps.bundle_bytes} are allowed"
         )
+    manifest = head.members.get(MEMBER)
+    if manifest is not None and manifest.length > MAX_MANIFEST_BYTES + OVERHEAD_BYTES:
+        raise Refusal(RefusalCode.TOO_BIG, f"a manifest of {manifest.length} bytes")
     for member, old in (state.head.members if state.head else {}).items():
         if member not in head.members:
             raise Refusal(RefusalCode.MEMBER_MISSING, f"member {member!r} has vanished from the head")
@@ -78,14 +82,58 @@ def head_times(head: Head, policy: Environment, time: float, *, stored: bool) ->
         raise Refusal(RefusalCode.FREEZE, f"head {head.version} expired {int(time - head.expires_at)} s ago")
 
 
-def is_named(state: TrustState, data: bytes, digest: str) -> None:
-    """A fetched bundle is exactly the blob that the head names, before any signature is looked at."""
-    if state.head is None:
-        raise Refusal(RefusalCode.HEAD_MISSING, "a bundle without a head that names it")
-    ref = state.head.bundle
+def is_named(state: TrustState, member: str, data: bytes, digest: str) -> BlobRef:
+    """A fetched blob is exactly what the head names, before any signature is looked at."""
+    ref = state.head.members.get(member) if state.head else None
+    if ref is None:
+        raise Refusal(RefusalCode.HEAD_MISSING, f"a {member} without a head that names it")
     if len(data) != ref.length or digest != ref.sha256:
         raise Refusal(
             RefusalCode.HASH_MISMATCH, f"{len(data)} bytes that are not the blob {ref.sha256[:16]}…"
+        )
+    return ref
+
+
+def manifest_order(state: TrustState, manifest: Manifest, data: bytes) -> None:
+    """A manifest of this environment, not older than the one held, for this application and a free version."""
+    if manifest.environment != state.environment:
+        raise Refusal(
+            RefusalCode.ENV, f"a manifest of {manifest.environment!r}, this is {state.environment!r}"
+        )
+    held = state.manifest
+    if held is not None:
+        if manifest.version < held.version:
+            raise Refusal(
+                RefusalCode.ROLLBACK_BUNDLE, f"manifest {manifest.version}, {held.version} was seen"
+            )
+        if manifest.version == held.version and manifest != held:
+            raise Refusal(
+                RefusalCode.EQUIVOCATION, f"another manifest {manifest.version} than the one seen before"
+            )
+        reserved = held.rollback
+        if reserved and manifest.bundle.version == reserved.version and manifest.bundle != reserved:
+            raise Refusal(
+                RefusalCode.MANIFEST_MISMATCH,
+                f"version {reserved.version} is reserved for the way back, {reserved.identity[:23]}…",
+            )
+    if state.app and manifest.app != state.app:
+        raise Refusal(
+            RefusalCode.MANIFEST_MISMATCH, f"for the application {manifest.app}, this is {state.app}"
+        )
+
+
+def manifest_names(state: TrustState, bundle: Bundle, name: str, policy_hash: str) -> None:
+    """Where a manifest is required: it names exactly this bundle and this policy."""
+    if not state.manifest_required:
+        return
+    manifest = state.manifest
+    if manifest is None:
+        raise Refusal(RefusalCode.MANIFEST_MISMATCH, "no release manifest, and this node requires one")
+    if manifest.bundle != (bundle.version, name) or manifest.policy_hash != policy_hash:
+        raise Refusal(
+            RefusalCode.MANIFEST_MISMATCH,
+            f"manifest {manifest.version} names bundle {manifest.bundle.version} "
+            f"{manifest.bundle.identity[:23]}…, not {bundle.version} {name[:23]}…",
         )
 
 

@@ -1,4 +1,4 @@
-"""The signed documents: root, head and bundle (and the place of the release manifest).
+"""The signed documents: root, head and bundle (the release manifest is in `manifest.py`).
 
 The roles are those of The Update Framework (TUF 1.0.34), flattened: `root` names keys and caps,
 `release` signs bundles, `head` is timestamp and snapshot in one. All times are integer Unix seconds
@@ -28,7 +28,7 @@ MAX_MEMBERS: Final = 16
 
 
 class Kind(StrEnum):
-    """What an envelope can hold. `manifest` is reserved for the release manifest."""
+    """What an envelope can hold."""
 
     ROOT = "root"
     HEAD = "head"

@@ -67,6 +67,13 @@ class Fields:
             raise self._wrong(name, f"an array of at most {most}")
         return value
 
+    def optional_items(self, name: str, most: int) -> list[object] | None:
+        """An array, or nil for none."""
+        if self._rest.get(name, ...) is None:
+            self._take(name)
+            return None
+        return self.items(name, most)
+
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         values = self.items(name, most)
         result = tuple(value for value in values if isinstance(value, str) and 0 < len(value) <= 256)

@@ -29,6 +29,7 @@ class RefusalCode(StrEnum):
     POLICY_INVALID = "policy_invalid"
     MEMBER_MISSING = "member_missing"
     VERSION_MISMATCH = "version_mismatch"
+    MANIFEST_MISMATCH = "manifest_mismatch"
     # Order
     ROOT_GAP = "root_gap"
     ROOT_CHAIN = "root_chain"

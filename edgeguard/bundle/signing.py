@@ -18,6 +18,7 @@ from edgeguard.bundle.documents import (
 )
 from edgeguard.bundle.envelope import Envelope, identity, seal, sign
 from edgeguard.bundle.keys import Signer
+from edgeguard.bundle.manifest import MEMBER, Manifest
 from edgeguard.bundle.refusal import Refusal, RefusalCode
 from edgeguard.bundle.testkeys import is_published
 
@@ -30,6 +31,7 @@ class Candidate(NamedTuple):
     gated: Mapping[str, str]
     signatures: int
     """By distinct release keys."""
+    identity: str
 
 
 def unsigned(kind: Kind, environment: str, payload: bytes) -> bytes:
@@ -78,7 +80,31 @@ def candidate(data: bytes, sha256: str, environment: str, policy: Environment) -
     if bundle.environment != environment:
         raise Refusal(RefusalCode.ENV, f"a bundle of {bundle.environment!r}")
     ref = BlobRef(bundle.version, sha256, len(data))
-    return Candidate(ref, bundle, build.gated_hashes(bundle.policy), len(signers))
+    return Candidate(ref, bundle, build.gated_hashes(bundle.policy), len(signers), identity(envelope.payload))
+
+
+class Release(NamedTuple):
+    """A manifest that the release keys signed."""
+
+    ref: BlobRef
+    manifest: Manifest
+
+
+def release(data: bytes, sha256: str, environment: str, policy: Environment) -> Release:
+    """As `candidate`, for a manifest envelope. Raises Refusal."""
+    envelope = Envelope.parse(data)
+    check_type(envelope.type, Kind.MANIFEST, environment)
+    envelope.verify(*policy.release)
+    manifest = Manifest.parse(envelope.payload)
+    if manifest.environment != environment:
+        raise Refusal(RefusalCode.ENV, f"a manifest of {manifest.environment!r}")
+    return Release(BlobRef(manifest.version, sha256, len(data)), manifest)
+
+
+def manifest_of(bundle: Candidate, releases: Iterable[Release]) -> Release | None:
+    """The newest manifest that names this bundle."""
+    named = [item for item in releases if item.manifest.bundle == (bundle.ref.version, bundle.identity)]
+    return max(named, key=lambda item: item.ref.version, default=None)
 
 
 def choose(
@@ -108,19 +134,22 @@ def next_head(
     lifetime_s: int,
     *,
     quarantine: bool = False,
+    manifest: BlobRef | None = None,
 ) -> Head:
     """The head to sign at `now`. Its version is the time, or one more than the last if that is higher.
 
     Other members and the quarantine number of `previous` are carried on; `quarantine` gives a new order.
+    `manifest` is the release manifest that names the bundle.
     """
+    members = {"bundle": named} | ({} if manifest is None else {MEMBER: manifest})
     if previous is None:
-        return Head(environment, now, now, now + lifetime_s, {"bundle": named}, int(quarantine))
+        return Head(environment, now, now, now + lifetime_s, members, int(quarantine))
     return replace(
         previous,
         version=max(previous.version + 1, now),
         issued_at=now,
         expires_at=now + lifetime_s,
-        members={**previous.members, "bundle": named},
+        members={**previous.members, **members},
         quarantine=previous.quarantine + int(quarantine),
     )
 
@@ -167,8 +196,26 @@ def describe(data: bytes) -> dict[str, object]:
             }
         case Kind.BUNDLE:
             return facts | _bundle_facts(Bundle.parse(envelope.payload))
+        case Kind.MANIFEST:
+            return facts | _manifest_facts(Manifest.parse(envelope.payload))
         case _:
             raise Refusal(RefusalCode.TYPE, f"{envelope.type[:120]!r} is no document of edgeguard")
+
+
+def _manifest_facts(manifest: Manifest) -> dict[str, object]:
+    back = manifest.rollback
+    return {
+        "environment": manifest.environment,
+        "version": manifest.version,
+        "issued_at": manifest.issued_at,
+        "app": manifest.app,
+        "infra": manifest.infra,
+        "bundle": manifest.bundle._asdict(),
+        "policy_hash": manifest.policy_hash,
+        "tested": list(manifest.tested),
+        "flags": dict(manifest.flags),
+        "rollback": None if back is None else back._asdict(),
+    }
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, object]:

@@ -14,6 +14,7 @@ from edgeguard.bundle.documents import (
     check_type,
 )
 from edgeguard.bundle.envelope import Envelope
+from edgeguard.bundle.manifest import Manifest
 from edgeguard.bundle.marks import Marks
 from edgeguard.bundle.refusal import Refusal, RefusalCode
 from edgeguard.bundle.snapshot import Snapshot
@@ -53,7 +54,15 @@ class BundleOffered:
     stored: bool = False
 
 
-type Event = CycleStarted | RootOffered | HeadOffered | BundleOffered
+@dataclass(frozen=True, slots=True)
+class ManifestOffered:
+    """A manifest envelope, as the `Fetch` effect asked for it. Where one is required, it comes before the bundle."""
+
+    data: bytes
+    stored: bool = False
+
+
+type Event = CycleStarted | RootOffered | HeadOffered | BundleOffered | ManifestOffered
 
 
 # Effects, to be executed in their order.
@@ -134,6 +143,13 @@ class TrustState:
     in_force: InForce | None = None
     chained: int = 0
     """Roots accepted in this cycle."""
+    manifest_required: bool = False
+    """Only the bundle that a manifest names may be put in force."""
+    app: str = ""
+    """`sha256:…` of the application that this node stands beside; a manifest must name it. Empty: not compared."""
+    manifest: Manifest | None = None
+    """The newest that was accepted, if one is required."""
+    manifest_bytes: bytes = b""
     rejected: str = ""
     """sha256 of the last blob that was refused for good under this root: not fetched again."""
 
@@ -146,11 +162,13 @@ class TrustState:
         audience: str = "",
         marks: Marks | None = None,
         floor: int = 0,
+        manifest_required: bool = False,
+        app: str = "",
     ) -> "TrustState":
         """The state of a node that holds nothing but the root it was given.
 
         Offer it then, in this order: the stored roots from `root.version + 1` on, the stored head,
-        the stored bundle (each with `stored=True`), and what the server has.
+        the stored manifest, the stored bundle (each with `stored=True`), and what the server has.
 
         Raises:
             Refusal: the root is not one, or knows no such environment. Nothing may be enforced, and
@@ -167,7 +185,16 @@ class TrustState:
             )
         start = marks or Marks()
         time = max(start.newest_signed_time, root.issued_at)
-        return cls(environment, root, root_envelope, replace(start, newest_signed_time=time), audience, floor)
+        return cls(
+            environment=environment,
+            root=root,
+            root_bytes=root_envelope,
+            marks=replace(start, newest_signed_time=time),
+            audience=audience,
+            floor=floor,
+            manifest_required=manifest_required or bool(app),
+            app=app,
+        )
 
     @property
     def policy(self) -> Environment:

@@ -24,6 +24,7 @@ from edgeguard.bundle.documents import (
     check_type,
 )
 from edgeguard.bundle.envelope import OVERHEAD_BYTES, Envelope, identity
+from edgeguard.bundle.manifest import MAX_MANIFEST_BYTES, MEMBER, Manifest
 from edgeguard.bundle.marks import Marks
 from edgeguard.bundle.refusal import Refusal, RefusalCode
 from edgeguard.bundle.state import (
@@ -35,6 +36,7 @@ from edgeguard.bundle.state import (
     Fetch,
     HeadOffered,
     InForce,
+    ManifestOffered,
     RaiseMarks,
     Refuse,
     RootOffered,
@@ -59,6 +61,7 @@ __all__ = [
     "Event",
     "Fetch",
     "HeadOffered",
+    "ManifestOffered",
     "Marks",
     "RaiseMarks",
     "Refuse",
@@ -81,6 +84,8 @@ def step(state: TrustState, event: Event, now: float) -> tuple[TrustState, tuple
                 return _root(state, event, time)
             case HeadOffered():
                 return _head(state, event, time)
+            case ManifestOffered():
+                return _manifest(state, event, time)
             case BundleOffered():
                 return _bundle(state, event, time)
     except Refusal as refusal:
@@ -89,14 +94,15 @@ def step(state: TrustState, event: Event, now: float) -> tuple[TrustState, tuple
 
 def _refused(state: TrustState, event: Event, refusal: Refusal) -> TrustState:
     if (
-        not isinstance(event, BundleOffered)
+        not isinstance(event, BundleOffered | ManifestOffered)
         or event.stored
         or state.head is None
         or refusal.code in _MAY_PASS
     ):
         return state
     digest = hashlib.sha256(event.data).hexdigest()
-    return replace(state, rejected=digest) if digest == state.head.bundle.sha256 else state
+    named = {ref.sha256 for ref in state.head.members.values()}
+    return replace(state, rejected=digest) if digest in named else state
 
 
 def _activate(state: TrustState) -> tuple[Activate, ...]:
@@ -172,6 +178,9 @@ def _rejudged(state: TrustState, time: float) -> TrustState:
         head, head_bytes = None, b""
         if current is not None:
             current = replace(current, stale_at=min(current.stale_at, int(time)))
+    manifest, manifest_bytes = state.manifest, state.manifest_bytes
+    if manifest is not None and not (found and _signed_by(manifest_bytes, found.release)):
+        manifest, manifest_bytes = None, b""
     marks = state.marks
     if current is not None:
         signers = _signed_by(current.data, found.release) if found else ()
@@ -181,7 +190,15 @@ def _rejudged(state: TrustState, time: float) -> TrustState:
             marks = replace(marks, gated=())  # nothing that is in force vouches for them any more
         elif marks.bundle_version <= current.bundle.version:
             marks = _marks_of(marks, current)
-    return replace(state, head=head, head_bytes=head_bytes, in_force=current, marks=marks)
+    return replace(
+        state,
+        head=head,
+        head_bytes=head_bytes,
+        in_force=current,
+        marks=marks,
+        manifest=manifest,
+        manifest_bytes=manifest_bytes,
+    )
 
 
 def _signed_by(data: bytes, quorum: Quorum) -> tuple[str, ...]:
@@ -205,7 +222,7 @@ def _head(state: TrustState, event: HeadOffered, time: float) -> tuple[TrustStat
     if head.environment != state.environment:
         raise Refusal(RefusalCode.ENV, f"a head of {head.environment!r}, this is {state.environment!r}")
     if state.head is not None and head == state.head and name == state.marks.head_identity:
-        return state, _wanted(state)
+        return state, _next(state)
     checks.head_order(state, head, name)
     checks.head_times(head, policy, time, stored=event.stored)
 
@@ -225,17 +242,72 @@ def _head(state: TrustState, event: HeadOffered, time: float) -> tuple[TrustStat
     kept: tuple[Effect, ...] = (*stored, RaiseMarks(marks))
     active = _activate(following)
     ordered = (*active, *kept) if following.quarantined and not state.quarantined else (*kept, *active)
-    return following, ordered if event.stored else (*ordered, *_wanted(following))
+    return following, ordered if event.stored else (*ordered, *_next(following))
+
+
+def _next(state: TrustState) -> tuple[Effect, ...]:
+    """What follows a head. One without a manifest still counts, so that a quarantine gets through."""
+    if state.manifest_required and state.head is not None and MEMBER not in state.head.members:
+        detail = f"head {state.head.version} names no release manifest, and this node requires one"
+        return (Refuse(Refusal(RefusalCode.MANIFEST_MISMATCH, detail)),)
+    return _wanted(state)
 
 
 def _wanted(state: TrustState) -> tuple[Fetch, ...]:
-    """The bundle that the head names, unless it is in force or was refused for good."""
+    """What the head names and is neither held nor refused for good; a manifest before its bundle."""
     if state.head is None:
         return ()
+    if state.manifest_required:
+        manifest = state.head.members.get(MEMBER)
+        if manifest is None or manifest.sha256 == state.rejected:
+            return ()
+        if hashlib.sha256(state.manifest_bytes).hexdigest() != manifest.sha256:
+            return (Fetch(MEMBER, manifest),)
     ref = state.head.bundle
     if ref.sha256 == state.rejected or (state.in_force and state.in_force.sha256 == ref.sha256):
         return ()
     return (Fetch("bundle", ref),)
+
+
+# Manifest
+
+
+def _manifest(
+    state: TrustState, event: ManifestOffered, time: float
+) -> tuple[TrustState, tuple[Effect, ...]]:
+    checks.root_serves(state, time, stored=event.stored)
+    policy, head = state.policy, state.head
+    ref = None
+    if not event.stored:
+        ref = checks.is_named(state, MEMBER, event.data, hashlib.sha256(event.data).hexdigest())
+    envelope = Envelope.parse(event.data, size=MAX_MANIFEST_BYTES + OVERHEAD_BYTES)
+    check_type(envelope.type, Kind.MANIFEST, state.environment)
+    envelope.verify(*policy.release)
+    manifest = Manifest.parse(envelope.payload)
+    checks.manifest_order(state, manifest, event.data)
+    if ref is not None and manifest.version != ref.version:
+        raise Refusal(
+            RefusalCode.VERSION_MISMATCH, f"manifest {manifest.version}, the head says {ref.version}"
+        )
+    if not event.stored and head is not None and manifest.bundle.version != head.bundle.version:
+        raise Refusal(
+            RefusalCode.MANIFEST_MISMATCH,
+            f"manifest {manifest.version} names bundle {manifest.bundle.version}, the head {head.bundle.version}",
+        )
+    if not event.stored and manifest.issued_at > time + checks.CLOCK_SLACK_S:
+        ahead = int(manifest.issued_at - time)
+        raise Refusal(RefusalCode.NOT_BEFORE, f"issued {ahead} s in the future", retry_at=manifest.issued_at)
+    following = replace(state, manifest=manifest, manifest_bytes=event.data, rejected="")
+    if event.stored:
+        return following, ()
+    # It is stored beside the bundle that it names: not before that one is there.
+    current = state.in_force
+    kept = (
+        (Store(MEMBER, manifest.version, event.data),)
+        if current and current.identity == manifest.bundle.identity
+        else ()
+    )
+    return following, (*kept, *_wanted(following))
 
 
 # Bundle
@@ -246,7 +318,7 @@ def _bundle(state: TrustState, event: BundleOffered, time: float) -> tuple[Trust
     policy = state.policy
     digest = hashlib.sha256(event.data).hexdigest()
     if not event.stored:
-        checks.is_named(state, event.data, digest)
+        checks.is_named(state, "bundle", event.data, digest)
     envelope = Envelope.parse(event.data, size=policy.caps.bundle_bytes + OVERHEAD_BYTES)
     check_type(envelope.type, Kind.BUNDLE, state.environment)
     signers = envelope.verify(policy.release.keys, policy.release.threshold)
@@ -254,6 +326,8 @@ def _bundle(state: TrustState, event: BundleOffered, time: float) -> tuple[Trust
     name = identity(envelope.payload)
     checks.bundle_order(state, event, bundle, name)
     checks.bundle_times(bundle, policy, time, stored=event.stored)
+    policy_hash = build.policy_hash(bundle.policy)
+    checks.manifest_names(state, bundle, name, policy_hash)
     gated = tuple(sorted(build.gated_hashes(bundle.policy).items()))
     if len(signers) < policy.widening and gated != state.marks.gated:
         raise Refusal(
@@ -269,7 +343,7 @@ def _bundle(state: TrustState, event: BundleOffered, time: float) -> tuple[Trust
         data=event.data,
         sha256=digest,
         identity=name,
-        policy_hash=build.policy_hash(bundle.policy),
+        policy_hash=policy_hash,
         signers=signers,
         engine=engine,
         issuers=issuers,
@@ -281,7 +355,10 @@ def _bundle(state: TrustState, event: BundleOffered, time: float) -> tuple[Trust
         newest_signed_time=max(bundle.issued_at, state.marks.newest_signed_time),
     )
     following = replace(state, in_force=current, marks=marks)
-    stored = () if event.stored else (Store("bundle", bundle.version, event.data),)
+    stored: tuple[Effect, ...] = () if event.stored else (Store("bundle", bundle.version, event.data),)
+    if stored and state.manifest_required and state.manifest is not None:
+        # After the bundle: a crash in between leaves the old bundle with the manifest that names it.
+        stored = (*stored, Store(MEMBER, state.manifest.version, state.manifest_bytes))
     return following, (*stored, RaiseMarks(marks), *_activate(following))
 
 

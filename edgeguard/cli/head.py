@@ -16,9 +16,9 @@ import typer
 from edgeguard.cli.console import err, fail, out
 
 if TYPE_CHECKING:
-    from edgeguard.bundle.documents import Environment, Head
+    from edgeguard.bundle.documents import BlobRef, Environment, Head
     from edgeguard.bundle.keys import SigningKey
-    from edgeguard.bundle.signing import Candidate
+    from edgeguard.bundle.signing import Candidate, Release
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +39,12 @@ def head(
     ca_file: Annotated[Path | None, typer.Option(help="Certificate authorities (PEM) of the server.")] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Name this signed bundle. Default: the newest in --dir.")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Name this signed release manifest. Default: the newest in --dir that names the bundle."
+        ),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Judge bundles by this root. Default: the newest in --dir.")
@@ -68,7 +74,9 @@ def head(
     period = seconds(every) if every else max(life // 3, 1)
     if watch and period * 2 > life:
         fail(f"--every {period} s is too long for heads of {life} s: a late one would let the nodes go stale")
-    signer = HeadSigner(environment, read_signers(key, passphrase_file), life, directory, bundle, root)
+    signer = HeadSigner(
+        environment, read_signers(key, passphrase_file), life, directory, bundle, root, manifest
+    )
     signer.publish_to(url, token_file, ca_file)
     signer.renew(quarantine=quarantine)
     if watch:
@@ -86,9 +94,12 @@ class HeadSigner:
         directory: Path | None,
         bundle: Path | None,
         root: Path | None,
+        manifest: Path | None = None,
     ) -> None:
         self._environment, self._signers, self._lifetime_s = environment, signers, lifetime_s
         self._directory, self._bundle, self._root = directory, bundle, root
+        self._manifest = manifest
+        self._releases: dict[str, Release] = {}
         self._url, self._token, self._ca_file = "", "", ""
         self._previous: Head | None = None
         self._named: Candidate | None = None
@@ -130,6 +141,7 @@ class HeadSigner:
             int(time.time()),
             self._lifetime_s,
             quarantine=quarantine,
+            manifest=self._manifest_of(named),
         )
         data = seal_head(current, self._signers)
         if place is not None:
@@ -170,11 +182,13 @@ class HeadSigner:
             fail(f"{place}: the root knows no environment {self._environment!r}")
         if found != self._judged_by:
             self._blobs.clear()
+            self._releases.clear()
             self._judged_by = found
         return found
 
     def _choose(self) -> "Candidate":
-        from edgeguard.bundle.signing import candidate, choose
+        from edgeguard.bundle.manifest import MEMBER
+        from edgeguard.bundle.signing import candidate, choose, manifest_of
 
         policy = self._policy()
         if self._bundle is not None:
@@ -182,6 +196,9 @@ class HeadSigner:
             return candidate(data, hashlib.sha256(data).hexdigest(), self._environment, policy)
         self._read_blobs(policy)
         known = [item for item in self._blobs.values() if item is not None]
+        if self._previous and MEMBER in self._previous.members:
+            # Where manifests are in use, a bundle without one is not released.
+            known = [item for item in known if manifest_of(item, self._releases.values())]
         last = self._previous.bundle.sha256 if self._previous else ""
         named = next((item for item in known if item.ref.sha256 == last), None)
         best = choose(known, policy, time.time(), named)
@@ -192,9 +209,26 @@ class HeadSigner:
             )
         return best
 
+    def _manifest_of(self, named: "Candidate") -> "BlobRef | None":
+        from edgeguard.bundle.manifest import MEMBER
+        from edgeguard.bundle.signing import manifest_of, release
+
+        releases = list(self._releases.values())
+        if self._manifest is not None:
+            data = self._manifest.read_bytes()
+            releases = [release(data, hashlib.sha256(data).hexdigest(), self._environment, self._policy())]
+        found = manifest_of(named, releases)
+        if found is None and (self._manifest or (self._previous and MEMBER in self._previous.members)):
+            fail(
+                f"no release manifest names bundle {named.ref.version}; see `edgeguard release create --help`"
+            )
+        return found.ref if found else None
+
     def _read_blobs(self, policy: "Environment") -> None:
+        from edgeguard.bundle.documents import Kind, media_type
+        from edgeguard.bundle.envelope import Envelope
         from edgeguard.bundle.refusal import Refusal, RefusalCode
-        from edgeguard.bundle.signing import candidate
+        from edgeguard.bundle.signing import candidate, release
 
         folder = (self._directory or Path()) / "blobs"
         names = (
@@ -203,11 +237,16 @@ class HeadSigner:
             else set()
         )
         self._blobs = {name: item for name, item in self._blobs.items() if name in names}
+        self._releases = {name: item for name, item in self._releases.items() if name in names}
         for name in names - self._blobs.keys():
             data = (folder / name).read_bytes()
             try:
                 if hashlib.sha256(data).hexdigest() != name:
                     raise Refusal(RefusalCode.HASH_MISMATCH, name)
+                if Envelope.parse(data).type == media_type(Kind.MANIFEST, self._environment):
+                    self._releases[name] = release(data, name, self._environment, policy)
+                    self._blobs[name] = None
+                    continue
                 found = candidate(data, name, self._environment, policy)
                 # Only what choosing needs is kept: policies are large and old blobs many.
                 self._blobs[name] = found._replace(bundle=replace(found.bundle, policy=b""))

@@ -5,6 +5,7 @@ The docstring below each field is the text of `docs/configuration.md`; a test ke
 Policy is not configured here: rules come only from a signed bundle.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -80,6 +81,19 @@ class Trust(Section):
     """Which audience this node belongs to. A bundle that names audiences and not this one is refused."""
     floor: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     """Lowest bundle version that is accepted, even by a node without state."""
+    manifest: Literal["off", "required"] = "off"
+    """`required`: only the bundle that the head's release manifest names is accepted."""
+    app: str = ""
+    """Digest of the application's image (`sha256:` and 64 hexadecimal digits). A release manifest must name it; implies `manifest = "required"`."""
+
+    @field_validator("app")
+    @classmethod
+    def _digest(cls, text: str) -> str:
+        if text and re.fullmatch(r"sha256:[0-9a-f]{64}", text) is None:
+            raise ValueError(
+                f'{text[:80]!r} is no image digest; write one like "sha256:" and 64 hexadecimal digits'
+            )
+        return text
 
 
 class Sync(Section):

@@ -18,6 +18,8 @@ class SyncConfig:
     urls: tuple[str, ...] = ()
     audience: str = ""
     floor: int = 0
+    manifest_required: bool = False
+    app: str = ""
     poll_s: float = 15.0
     long_poll_s: float = 30.0
     backoff_base_s: float = 0.5
@@ -45,6 +47,8 @@ class SyncConfig:
             urls=sync.urls,
             audience=trust.audience,
             floor=trust.floor,
+            manifest_required=trust.manifest == "required",
+            app=trust.app,
             poll_s=sync.poll_s,
             long_poll_s=sync.long_poll_s,
             backoff_max_s=sync.backoff_max_s,

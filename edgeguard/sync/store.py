@@ -26,7 +26,7 @@ from edgeguard.sync.files import (
     write_durably,
 )
 
-ROLES: Final = ("root", "head", "bundle", "marks", "report", "boots", "anchor", "profile")
+ROLES: Final = ("root", "head", "bundle", "manifest", "marks", "report", "boots", "anchor", "profile")
 KEPT: Final = 2
 """Slots kept for each role but root."""
 DEFAULT_CAP: Final = 64 * 1024 * 1024

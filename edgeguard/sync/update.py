@@ -26,6 +26,7 @@ from edgeguard.bundle.trust import (
     Event,
     Fetch,
     HeadOffered,
+    ManifestOffered,
     Marks,
     RaiseMarks,
     Refuse,
@@ -163,6 +164,8 @@ class Updater:
             audience=self.config.audience,
             marks=marks,
             floor=self.config.floor,
+            manifest_required=self.config.manifest_required,
+            app=self.config.app,
         )
         self.clock.anchor(self.state.marks.newest_signed_time)
         self._loading = True
@@ -174,6 +177,9 @@ class Updater:
                 await self._offer(CycleStarted())
             for slot in await self._intact("head"):
                 if await self._offer(HeadOffered(slot.data, stored=True)) is None:
+                    break
+            for slot in await self._intact("manifest"):
+                if await self._offer(ManifestOffered(slot.data, stored=True)) is None:
                     break
             self._counting = counted
             self._boots = await self._stored_boots()
@@ -346,8 +352,16 @@ class Updater:
             fetched = await mirror.fetcher.get(f"{self.config.environment}/head", self.config.head_bytes)
         # A 304 says that what we hold is current: its members may still be missing.
         data = self.state.head_bytes if fetched.data is None else fetched.data
-        for member in await self._require(HeadOffered(data)):
-            await self._take_bundle(mirror, member.ref)
+        wanted = await self._require(HeadOffered(data))
+        while wanted:
+            member = wanted.pop(0)
+            if member.member == "bundle":
+                await self._take_bundle(mirror, member.ref)
+            elif not self.frozen:
+                fetched_member = await mirror.fetcher.get(
+                    f"blobs/{member.ref.sha256}", member.ref.length, exact=True
+                )
+                wanted += await self._require(ManifestOffered(_body(fetched_member)))
         head, current = self.state.head, self.state.in_force
         if head is None or current is None or head.bundle.sha256 != current.sha256:
             if self.frozen:
@@ -447,6 +461,9 @@ class Updater:
             await self.store.write("head", state.head_bytes)
         if state.in_force is not None:
             await self.store.write("bundle", state.in_force.data)
+            named = state.manifest
+            if named is not None and named.bundle.identity == state.in_force.identity:
+                await self.store.write("manifest", state.manifest_bytes)
         await self.store.write("marks", state.marks.encode())
         self.unsaved = False
 
