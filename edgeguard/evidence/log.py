@@ -158,13 +158,14 @@ class DecisionLog:
                 continue
             if self._closing and not self._queue:
                 return
-            self._idle = True
-            # Whoever appended before it saw `_idle` is found here; whoever appends later wakes us.
-            if not self._queue:
-                self._wake.wait(IDLE_S)
-            self._idle = False
+            if not records:  # nothing came during a whole pause: sleep until somebody wakes us
+                self._idle = True
+                # Whoever appended before it saw `_idle` is found here; whoever appends later wakes us.
+                if not self._queue:
+                    self._wake.wait(IDLE_S)
+                self._idle = False
             self._wake.clear()
-            if not self._closing:
+            if not self._closing:  # read after the clearing: `close` sets it first
                 self._wake.wait(GATHER_S)
 
     def _slice(self) -> list[Record]:
