@@ -150,7 +150,9 @@ async def test_regular_mode(node, tmp_path):
         assert fine.endswith(b"fine")
         refused = await ask(port, f"GET http://a.test:{upstream}/no.html {head}".encode())
         assert b"edgeguard-reason: path_not_allowed" in refused
-        elsewhere = await ask(port, b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\nConnection: close\r\n\r\n")
+        elsewhere = await ask(
+            port, b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\nConnection: close\r\n\r\n"
+        )
         assert b"edgeguard-reason: host_not_allowed" in elsewhere
         connect = await ask(port, b"CONNECT b.test:443 HTTP/1.1\r\nHost: b.test:443\r\n\r\n")
         assert b"edgeguard-reason: host_not_allowed" in connect
