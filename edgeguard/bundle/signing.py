@@ -1,8 +1,9 @@
 """What the signing tools do with documents, without their files: choose, renew, describe."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edgeguard.bundle import build
 from edgeguard.bundle.documents import (
@@ -16,10 +17,10 @@ from edgeguard.bundle.documents import (
     check_type,
     media_type,
 )
-from edgeguard.bundle.envelope import Envelope, identity, seal, sign
+from edgeguard.bundle.envelope import Envelope, Signature, identity, seal, sign
 from edgeguard.bundle.keys import Signer
 from edgeguard.bundle.manifest import MEMBER, Manifest
-from edgeguard.bundle.refusal import Refusal, RefusalCode
+from edgeguard.bundle.refusal import Refusal, RefusalCode, malformed
 from edgeguard.bundle.testkeys import is_published
 
 
@@ -45,18 +46,55 @@ def add_signatures(data: bytes, signers: Iterable[Signer]) -> bytes:
     return envelope.merged(sign(envelope.type, envelope.payload, signer) for signer in signers).encode()
 
 
+SIGNATURE_TAG: Final = "edgeguard-signature-v1"
+
+
+def detach(data: bytes, signers: Iterable[Signer]) -> str:
+    """Signatures over the document in an envelope, apart from it: a line each. Raises Refusal."""
+    envelope = Envelope.parse(data)
+    name = identity(envelope.payload)
+    made = [sign(envelope.type, envelope.payload, signer) for signer in signers]
+    lines = [
+        f"{SIGNATURE_TAG} {name} {item.hint.hex()} {base64.b64encode(item.value).decode()}\n" for item in made
+    ]
+    return "".join(lines)
+
+
+def _detached(text: bytes, name: str) -> list[Signature]:
+    found = []
+    for line in text.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if len(words) != 4 or words[0] != SIGNATURE_TAG:
+            raise malformed(f"a line of detached signatures begins with `{SIGNATURE_TAG}` and has four words")
+        if words[1] != name:
+            raise Refusal(RefusalCode.HASH_MISMATCH, "these are signatures of different documents")
+        try:
+            found.append(Signature(bytes.fromhex(words[2]), base64.b64decode(words[3], validate=True)))
+        except ValueError:
+            raise malformed("a detached signature has a hexadecimal hint and a base64 value") from None
+    return found
+
+
 def merge(envelopes: Sequence[bytes]) -> bytes:
     """One envelope with the signatures of all, which signers made apart from each other.
 
+    The first is an envelope; the others are copies of it or detached signatures.
+
     Raises:
-        Refusal: they are not the same document.
+        Refusal: they are not the same document, or a signature has the wrong length.
     """
-    first, *others = [Envelope.parse(data) for data in envelopes]
-    for other in others:
+    first = Envelope.parse(envelopes[0])
+    for data in envelopes[1:]:
+        if data.startswith(SIGNATURE_TAG.encode()):
+            first = first.merged(_detached(data, identity(first.payload)))
+            continue
+        other = Envelope.parse(data)
         if (other.type, other.payload) != (first.type, first.payload):
             raise Refusal(RefusalCode.HASH_MISMATCH, "these are signatures of different documents")
         first = first.merged(other.signatures)
-    return first.encode()
+    merged = first.encode()
+    Envelope.parse(merged)
+    return merged
 
 
 def parse_root(data: bytes) -> Root:

@@ -16,7 +16,10 @@ Version = Annotated[int, typer.Option(min=1, help="Higher than every version bef
 Lifetime = Annotated[str, typer.Option(help="How long it is valid, such as 30d.")]
 Grace = Annotated[str, typer.Option(help="How long it is enforced as it is after the head has expired.")]
 Audience = Annotated[list[str] | None, typer.Option("--audience", help="For these nodes only.")]
-NotBefore = Annotated[int | None, typer.Option(help="Unix seconds. Default: now.")]
+NotBefore = Annotated[int | None, typer.Option(help="Unix seconds. Default: when it is issued.")]
+IssuedAt = Annotated[
+    int | None, typer.Option(min=0, help="Unix seconds. Default: SOURCE_DATE_EPOCH, else the clock.")
+]
 Released = Annotated[int, typer.Option(min=0, help="End quarantine orders up to this number.")]
 
 
@@ -35,15 +38,30 @@ def build(
     audience: Audience = None,
     not_before: NotBefore = None,
     released: Released = 0,
+    issued_at: IssuedAt = None,
     json: Json = False,
 ) -> None:
-    """Compile a policy folder into an unsigned bundle. The same sources give the same policy hash anywhere."""
+    """Compile a policy folder into an unsigned bundle.
+
+    The same sources give the same policy hash anywhere; with the same time of issue (--issued-at, or SOURCE_DATE_EPOCH)
+    and the same options they give the same file, byte for byte.
+    """
     from edgeguard.bundle.build import encode_section
     from edgeguard.cli.files import compiled
 
     section = encode_section(compiled(policy))
     _write_unsigned(
-        section, environment, version, target, lifetime, grace, audience, not_before, released, json=json
+        section,
+        environment,
+        version,
+        target,
+        lifetime,
+        grace,
+        audience,
+        not_before,
+        released,
+        issued_at,
+        json=json,
     )
 
 
@@ -57,6 +75,7 @@ def _write_unsigned(
     audience: list[str] | None,
     not_before: int | None,
     released: int,
+    issued_at: int | None,
     *,
     json: bool,
 ) -> None:
@@ -65,7 +84,7 @@ def _write_unsigned(
     from edgeguard.bundle.signing import describe, unsigned
     from edgeguard.cli.files import clock, seconds, write
 
-    now = clock()
+    now = clock(issued_at)
     payload = bundle_payload(
         section,
         environment=environment,
@@ -90,11 +109,14 @@ def _write_unsigned(
 @bundle_app.command()
 def sign(
     file: Annotated[Path, typer.Argument(help="A bundle, signed by some or nobody.")],
-    key: Annotated[list[Path], typer.Option(help="Release keys (.key) that sign.")],
+    key: Annotated[list[str], typer.Option(help="Release keys (.key, fd:N or command:...) that sign.")],
     sources: Annotated[
         Path, typer.Option(help="The reviewed policy folder: the bundle must be exactly what it compiles to.")
     ],
     target: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the file itself.")] = None,
+    detached: Annotated[
+        bool, typer.Option("--detached", help="Write only the signatures, for `bundle merge`; takes --out.")
+    ] = False,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="File with the passphrase, also /dev/fd/N.")
     ] = None,
@@ -104,18 +126,19 @@ def sign(
     from edgeguard.bundle.build import SourceMismatch, check_sources
     from edgeguard.bundle.documents import Kind, check_type
     from edgeguard.bundle.envelope import Envelope
-    from edgeguard.bundle.signing import add_signatures, describe
-    from edgeguard.cli.files import compiled, read_signers, write
+    from edgeguard.bundle.signing import describe
+    from edgeguard.cli.files import compiled, judging
+    from edgeguard.cli.signers import read_signers, sign_file
 
     data = file.read_bytes()
-    envelope = Envelope.parse(data)
-    try:
-        bundle = check_sources(envelope.payload, compiled(sources))
-    except SourceMismatch as error:
-        fail(f"{file}: {error}; build it again from {sources}")
-    check_type(envelope.type, Kind.BUNDLE, bundle.environment)
-    signed = add_signatures(data, read_signers(key, passphrase_file))
-    write(target or file, signed)
+    with judging(file):
+        envelope = Envelope.parse(data)
+        try:
+            bundle = check_sources(envelope.payload, compiled(sources))
+        except SourceMismatch as error:
+            fail(f"{file}: {error}; build it again from {sources}")
+        check_type(envelope.type, Kind.BUNDLE, bundle.environment)
+        signed = sign_file(file, data, read_signers(key, passphrase_file), target, detached=detached)
     if json:
         print_json({"file": str(target or file), **describe(signed)})
     else:
@@ -126,29 +149,27 @@ def sign(
 
 @bundle_app.command()
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="The same bundle, signed apart.")], target: Out
+    files: Annotated[
+        list[Path], typer.Argument(help="The bundle, then detached signatures or signed copies.")
+    ],
+    target: Out,
 ) -> None:
     """Join signatures that were made on different machines."""
-    from edgeguard.bundle.signing import describe
-    from edgeguard.bundle.signing import merge as join
-    from edgeguard.cli.files import write
+    from edgeguard.cli.signers import merge_files
 
-    data = join([path.read_bytes() for path in files])
-    write(target, data)
-    out.print(f"{target}: signatures of {', '.join(map(str, _list(describe(data)['signatures'])))}")
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+    out.print(f"{target}: signatures of {', '.join(merge_files(files, target))}")
 
 
 @bundle_app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A bundle or a head.")], json: Json = False) -> None:
     """Show what a bundle or a head says. Verifies nothing."""
     from edgeguard.bundle.signing import describe
+    from edgeguard.cli.files import judging
     from edgeguard.cli.show import show
 
-    show({"file": str(file), **describe(file.read_bytes())}, json=json)
+    with judging(file):
+        facts = describe(file.read_bytes())
+    show({"file": str(file), **facts}, json=json)
 
 
 @bundle_app.command()
@@ -162,10 +183,12 @@ def verify(
 ) -> None:
     """Judge a bundle as a node would on first contact: signatures, caps, policy, times."""
     from edgeguard.bundle.trust import BundleOffered, Refuse, TrustState, snapshot, step
+    from edgeguard.cli.files import judging
     from edgeguard.cli.show import show
 
     moment = time.time() if now is None else now
-    state = TrustState.start(root.read_bytes(), environment, audience=audience)
+    with judging(root):
+        state = TrustState.start(root.read_bytes(), environment, audience=audience)
     state, effects = step(state, BundleOffered(file.read_bytes(), stored=True), moment)
     for effect in effects:
         if isinstance(effect, Refuse):
@@ -199,19 +222,32 @@ def promote(
     audience: Audience = None,
     not_before: NotBefore = None,
     released: Released = 0,
+    issued_at: IssuedAt = None,
     json: Json = False,
 ) -> None:
     """Take the policy of a verified bundle, byte for byte, into an unsigned bundle for another environment."""
     import hashlib
 
-    from edgeguard.bundle.refusal import Refusal, RefusalCode
     from edgeguard.bundle.signing import candidate, parse_root
+    from edgeguard.cli.files import judging
 
-    found = parse_root(root.read_bytes()).environments.get(source)
+    with judging(root):
+        found = parse_root(root.read_bytes()).environments.get(source)
     if found is None:
-        raise Refusal(RefusalCode.ENV, f"{root} knows no environment {source!r}")
+        fail(f"{root} knows no environment {source!r}")
     data = file.read_bytes()
-    section = candidate(data, hashlib.sha256(data).hexdigest(), source, found).bundle.policy
+    with judging(file):
+        section = candidate(data, hashlib.sha256(data).hexdigest(), source, found).bundle.policy
     _write_unsigned(
-        section, environment, version, target, lifetime, grace, audience, not_before, released, json=json
+        section,
+        environment,
+        version,
+        target,
+        lifetime,
+        grace,
+        audience,
+        not_before,
+        released,
+        issued_at,
+        json=json,
     )

@@ -1,17 +1,16 @@
-"""Files of the signing commands: keys, passphrases, policy folders, durable writes, durations."""
+"""Files of the signing commands: passphrases, policy folders, durable writes, durations."""
 
 import contextlib
 import os
 import re
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
-from edgeguard.bundle.keys import KeyFileError, PublicKey, SigningKey, protected
+from edgeguard.bundle.keys import KeyFileError
 from edgeguard.cli.console import fail
 
 PASSPHRASE_VARIABLE = "EDGEGUARD_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -27,10 +26,22 @@ def seconds(text: str) -> int:
     return int(match[1]) * _UNITS[match[2] or "s"]
 
 
-def clock() -> int:
-    """Now, in Unix seconds; `SOURCE_DATE_EPOCH` fixes it for reproducible builds."""
-    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return int(fixed) if fixed.isdigit() else int(time.time())
+def clock(issued_at: int | None = None) -> int:
+    """When a document is issued, Unix seconds: `issued_at`, else `SOURCE_DATE_EPOCH`, else now.
+
+    https://reproducible-builds.org/specs/source-date-epoch/
+    """
+    if issued_at is not None:
+        return issued_at
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    if fixed is None:
+        return int(time.time())
+    if not re.fullmatch(r"[0-9]{1,15}", fixed):
+        fail(
+            f"SOURCE_DATE_EPOCH={fixed[:40]!r} is no number of seconds since 1970; unset it or mend it",
+            code=2,
+        )
+    return int(fixed)
 
 
 def passphrase_from(file: Path | None) -> bytes | None:
@@ -39,6 +50,17 @@ def passphrase_from(file: Path | None) -> bytes | None:
         return file.read_bytes().rstrip(b"\r\n")
     value = os.environ.get(PASSPHRASE_VARIABLE)
     return value.encode() if value is not None else None
+
+
+@contextlib.contextmanager
+def judging(path: Path) -> Iterator[None]:
+    """Ends the process with one message that names the file if what is inside is refused."""
+    from edgeguard.bundle.refusal import Refusal
+
+    try:
+        yield
+    except Refusal as refusal:
+        fail(f"{path}: refused: {refusal}")
 
 
 def read_text(path: Path) -> str:
@@ -51,35 +73,6 @@ def read_text(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise KeyFileError(f"{path}: not a key file") from None
-
-
-def read_public(path: Path) -> PublicKey:
-    """The public key in `path`, a public or a secret key file."""
-    try:
-        return PublicKey.from_text(read_text(path))
-    except KeyFileError as error:
-        raise KeyFileError(f"{path}: {error}") from None
-
-
-def read_signer(path: Path, passphrase_file: Path | None = None) -> SigningKey:
-    """Opens a secret key file; asks for its passphrase on a terminal if nothing else gives it."""
-    text = read_text(path)
-    try:
-        passphrase = None
-        if protected(text):
-            passphrase = passphrase_from(passphrase_file)
-            if passphrase is None and sys.stdin.isatty():
-                passphrase = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True).encode()
-        return SigningKey.from_text(text, passphrase)
-    except KeyFileError as error:
-        hint = (
-            f"; give --passphrase-file or set {PASSPHRASE_VARIABLE}" if "none was given" in str(error) else ""
-        )
-        raise type(error)(f"{path}: {error}{hint}") from None
-
-
-def read_signers(paths: Iterable[Path], passphrase_file: Path | None = None) -> list[SigningKey]:
-    return [read_signer(path, passphrase_file) for path in paths]
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
@@ -124,11 +117,3 @@ def compiled(folder: Path) -> dict[str, object]:
     from edgeguard.policy.source import load_sources
 
     return dict(compile_policy(load_sources(read_sources(folder))))
-
-
-def unique(paths: Sequence[Path], option: str) -> list[PublicKey]:
-    """The public keys in `paths`, each once."""
-    keys = [read_public(path) for path in paths]
-    if len(set(keys)) != len(keys):
-        fail(f"{option}: the same key twice; a threshold counts distinct keys")
-    return keys

@@ -17,7 +17,7 @@ from edgeguard.cli.console import err, fail, out
 
 if TYPE_CHECKING:
     from edgeguard.bundle.documents import BlobRef, Environment, Head
-    from edgeguard.bundle.keys import SigningKey
+    from edgeguard.bundle.keys import Signer
     from edgeguard.bundle.signing import Candidate, Release
 
 
@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 def head(
     environment: Annotated[str, typer.Option("--environment", help="Whose head it is.")],
-    key: Annotated[list[Path], typer.Option(help="Head keys (.key). Two during a rotation.")],
+    key: Annotated[
+        list[str], typer.Option(help="Head keys (.key, fd:N or command:...). Two during a rotation.")
+    ],
     directory: Annotated[
         Path | None,
         typer.Option("--dir", help="The repository: its newest bundle is named, and the head is put there."),
@@ -62,7 +64,8 @@ def head(
     ] = None,
 ) -> None:
     """Sign a head that names the current bundle; with --watch, keep renewing it."""
-    from edgeguard.cli.files import read_signers, seconds
+    from edgeguard.cli.files import seconds
+    from edgeguard.cli.signers import read_signers
 
     if (directory is None) == (not url):
         fail("give either --dir or --url", code=2)
@@ -89,7 +92,7 @@ class HeadSigner:
     def __init__(
         self,
         environment: str,
-        signers: "list[SigningKey]",
+        signers: "list[Signer]",
         lifetime_s: int,
         directory: Path | None,
         bundle: Path | None,

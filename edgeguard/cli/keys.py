@@ -3,14 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeguard.cli.console import fail, out, print_json
 
 if TYPE_CHECKING:
-    from edgeguard.bundle.documents import Root
+    from edgeguard.bundle.documents import Caps, Root
 
 root_app = typer.Typer(no_args_is_help=True, help="The root: who may sign what, in which environment.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -62,18 +62,52 @@ def keygen(
 
 Environment = Annotated[str, typer.Option("--environment", help="Lower-case letters, digits and hyphens.")]
 Essentials = Annotated[
-    list[str] | None, typer.Option("--essential", help="host:port that a closed node may reach.")
+    list[str] | None,
+    typer.Option("--essential", help="host:port that a closed node may be configured to reach."),
 ]
+HeadLifetime = Annotated[str | None, typer.Option(help="Longest life of a head. First: 6h.")]
+BundleLifetime = Annotated[str | None, typer.Option(help="Longest life of a bundle. First: 35d.")]
+Grace = Annotated[str | None, typer.Option(help="Longest grace that a bundle may carry. First: 1d.")]
+VersionJump = Annotated[
+    int | None, typer.Option(min=1, help="How far a version may rise at once. First: 2^32.")
+]
+BundleBytes = Annotated[int | None, typer.Option(min=1, help="Largest bundle. First: 64 MiB.")]
+IssuedAt = Annotated[
+    int | None, typer.Option(min=0, help="Unix seconds. Default: SOURCE_DATE_EPOCH, else the clock.")
+]
+
+
+def _caps(
+    caps: "Caps",
+    head_lifetime: str | None,
+    bundle_lifetime: str | None,
+    grace: str | None,
+    version_jump: int | None,
+    bundle_bytes: int | None,
+    essential: list[str] | None,
+) -> "Caps":
+    """`caps` with what was given. `--essential ""` alone takes all of them away."""
+    from edgeguard.cli.files import seconds
+
+    given: dict[str, Any] = {
+        "head_lifetime_s": None if head_lifetime is None else seconds(head_lifetime),
+        "bundle_lifetime_s": None if bundle_lifetime is None else seconds(bundle_lifetime),
+        "grace_s": None if grace is None else seconds(grace),
+        "version_jump": version_jump,
+        "bundle_bytes": bundle_bytes,
+        "essentials": None if essential is None else tuple(text for text in essential if text),
+    }
+    return replace(caps, **{name: value for name, value in given.items() if value is not None})
 
 
 @root_app.command()
 def init(
     environment: Environment,
     root_key: Annotated[
-        list[Path], typer.Option(help="Root keys: a .key signs at once, a .pub signs later.")
+        list[str], typer.Option(help="Root keys: a .key (or fd:N, command:...) signs at once, a .pub later.")
     ],
-    release_key: Annotated[list[Path], typer.Option(help="Keys that sign bundles (.pub or .key).")],
-    head_key: Annotated[list[Path], typer.Option(help="Keys that sign the head (.pub or .key).")],
+    release_key: Annotated[list[str], typer.Option(help="Keys that sign bundles (.pub or .key).")],
+    head_key: Annotated[list[str], typer.Option(help="Keys that sign the head (.pub or .key).")],
     target: Annotated[Path, typer.Option("--out", "-o", help="The signed root.")],
     threshold: Annotated[int, typer.Option(min=1, help="Root signatures that a root needs.")] = 1,
     release_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a bundle needs.")] = 1,
@@ -83,18 +117,22 @@ def init(
     ] = None,
     head_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a head needs.")] = 1,
     lifetime: Annotated[str, typer.Option(help="Of the root, such as 365d.")] = "365d",
-    head_lifetime: Annotated[str, typer.Option(help="Longest life of a head.")] = "6h",
-    bundle_lifetime: Annotated[str, typer.Option(help="Longest life of a bundle.")] = "35d",
-    grace: Annotated[str, typer.Option(help="Longest grace that a bundle may carry.")] = "1d",
-    floor: Annotated[int, typer.Option(min=0, help="Lowest bundle version.")] = 0,
+    head_lifetime: HeadLifetime = None,
+    bundle_lifetime: BundleLifetime = None,
+    grace: Grace = None,
+    version_jump: VersionJump = None,
+    bundle_bytes: BundleBytes = None,
     essential: Essentials = None,
+    floor: Annotated[int, typer.Option(min=0, help="Lowest bundle version.")] = 0,
+    issued_at: IssuedAt = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,
 ) -> None:
     """Make version 1 of a root for one environment; `root rotate` adds more."""
     from edgeguard.bundle.documents import Caps, Quorum, Root
     from edgeguard.bundle.documents import Environment as Policy
-    from edgeguard.cli.files import clock, seconds, unique
+    from edgeguard.cli.files import clock, seconds
+    from edgeguard.cli.signers import unique
 
     roots = unique(root_key, "--root-key")
     releases, heads = unique(release_key, "--release-key"), unique(head_key, "--head-key")
@@ -104,15 +142,10 @@ def init(
         Quorum(tuple(releases), release_threshold),
         widening if widening is not None else max(release_threshold, min(2, len(releases))),
         Quorum(tuple(heads), head_threshold),
-        Caps(
-            head_lifetime_s=seconds(head_lifetime),
-            bundle_lifetime_s=seconds(bundle_lifetime),
-            grace_s=seconds(grace),
-            essentials=tuple(essential or ()),
-        ),
+        _caps(Caps(), head_lifetime, bundle_lifetime, grace, version_jump, bundle_bytes, essential),
         floor,
     )
-    now = clock()
+    now = clock(issued_at)
     root = Root(1, now, now + seconds(lifetime), Quorum(tuple(roots), threshold), {environment: policy})
     _finish(root, target, root_key, passphrase_file, json=json)
 
@@ -121,24 +154,33 @@ def init(
 def rotate(
     current: Annotated[Path, typer.Argument(help="The root in force.")],
     target: Annotated[Path, typer.Option("--out", "-o", help="The next root.")],
-    key: Annotated[list[Path] | None, typer.Option(help="Root keys (.key) that sign, old and new.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Root keys (.key, fd:N or command:...) that sign, old and new.")
+    ] = None,
     root_key: Annotated[
-        list[Path] | None, typer.Option(help="The root keys from now on. Omitted: as before.")
+        list[str] | None, typer.Option(help="The root keys from now on. Omitted: as before.")
     ] = None,
     threshold: Annotated[int | None, typer.Option(min=1)] = None,
     environment: Annotated[
         str, typer.Option(help="The environment that the next options change or add.")
     ] = "",
-    release_key: Annotated[list[Path] | None, typer.Option(help="Its release keys from now on.")] = None,
+    release_key: Annotated[list[str] | None, typer.Option(help="Its release keys from now on.")] = None,
     release_threshold: Annotated[int | None, typer.Option(min=1)] = None,
     widening: Annotated[int | None, typer.Option(min=1)] = None,
-    head_key: Annotated[list[Path] | None, typer.Option(help="Its head keys from now on.")] = None,
+    head_key: Annotated[list[str] | None, typer.Option(help="Its head keys from now on.")] = None,
     head_threshold: Annotated[int | None, typer.Option(min=1)] = None,
     floor: Annotated[
         int | None,
         typer.Option(min=0, help="Lowest bundle version. Set it when a release key is taken away."),
     ] = None,
+    head_lifetime: HeadLifetime = None,
+    bundle_lifetime: BundleLifetime = None,
+    grace: Grace = None,
+    version_jump: VersionJump = None,
+    bundle_bytes: BundleBytes = None,
+    essential: Essentials = None,
     lifetime: Annotated[str, typer.Option(help="Of the next root.")] = "365d",
+    issued_at: IssuedAt = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,
 ) -> None:
@@ -146,13 +188,18 @@ def rotate(
     from edgeguard.bundle.documents import Caps, Quorum
     from edgeguard.bundle.documents import Environment as Policy
     from edgeguard.bundle.signing import parse_root
-    from edgeguard.cli.files import clock, seconds, unique
+    from edgeguard.cli.files import clock, seconds
+    from edgeguard.cli.signers import unique
 
     old = parse_root(current.read_bytes())
     roots = Quorum(
         tuple(unique(root_key, "--root-key")) if root_key else old.root.keys, threshold or old.root.threshold
     )
     environments = dict(old.environments)
+    caps = (head_lifetime, bundle_lifetime, grace, version_jump, bundle_bytes, essential)
+    changes = (release_key, release_threshold, widening, head_key, head_threshold, floor, *caps)
+    if not environment and any(change is not None for change in changes):
+        fail("these options change an environment: name it with --environment", code=2)
     if environment:
         known = environments.get(environment)
         if known is None and not (release_key and head_key):
@@ -170,10 +217,10 @@ def rotate(
             Quorum(releases, wanted),
             widening or (known.widening if known else max(wanted, min(2, len(releases)))),
             Quorum(heads, head_threshold or (known.head.threshold if known else 1)),
-            known.caps if known else Caps(),
+            _caps(known.caps if known else Caps(), *caps),
             floor if floor is not None else known.floor if known else 0,
         )
-    now = clock()
+    now = clock(issued_at)
     root = replace(
         old,
         version=old.version + 1,
@@ -186,15 +233,16 @@ def rotate(
 
 
 def _finish(
-    root: "Root", target: Path, keys: list[Path], passphrase_file: Path | None, *, json: bool, before: int = 0
+    root: "Root", target: Path, keys: list[str], passphrase_file: Path | None, *, json: bool, before: int = 0
 ) -> None:
     from edgeguard.bundle.documents import Kind
     from edgeguard.bundle.signing import add_signatures, describe, unsigned
-    from edgeguard.cli.files import read_signers, read_text, write
+    from edgeguard.cli.files import write
+    from edgeguard.cli.signers import can_sign, read_signers
 
     payload = root.to_payload()
     root.parse(payload)  # refuses what no node would take
-    secrets = [path for path in keys if "secret-key" in read_text(path)[:40]]
+    secrets = [name for name in keys if can_sign(name)]
     data = add_signatures(unsigned(Kind.ROOT, "", payload), read_signers(secrets, passphrase_file))
     write(target, data)
     needed = max(root.root.threshold, before)
@@ -211,20 +259,33 @@ def _finish(
 @root_app.command()
 def sign(
     file: Annotated[Path, typer.Argument(help="A root, signed by some or nobody.")],
-    key: Annotated[list[Path], typer.Option(help="Root keys (.key) that sign.")],
+    key: Annotated[list[str], typer.Option(help="Root keys (.key, fd:N or command:...) that sign.")],
     target: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the file itself.")] = None,
+    detached: Annotated[
+        bool, typer.Option("--detached", help="Write only the signatures, for `root merge`; takes --out.")
+    ] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Add signatures to a root. Look at `root inspect` first."""
     from edgeguard.bundle.documents import Kind, check_type
     from edgeguard.bundle.envelope import Envelope
-    from edgeguard.bundle.signing import add_signatures
-    from edgeguard.cli.files import read_signers, write
+    from edgeguard.cli.signers import read_signers, sign_file
 
     data = file.read_bytes()
     check_type(Envelope.parse(data).type, Kind.ROOT)
-    write(target or file, add_signatures(data, read_signers(key, passphrase_file)))
+    sign_file(file, data, read_signers(key, passphrase_file), target, detached=detached)
     out.print(f"{target or file}: signed by {len(key)} more")
+
+
+@root_app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="The root, then detached signatures or signed copies.")],
+    target: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+) -> None:
+    """Join signatures that were made on different machines."""
+    from edgeguard.cli.signers import merge_files
+
+    out.print(f"{target}: signatures of {', '.join(merge_files(files, target))}")
 
 
 @root_app.command()
