@@ -18,6 +18,13 @@ def fail(message: str, *, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def first(error: BaseException) -> BaseException:
+    """What went wrong first, where several tasks ended together."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def print_json(value: Mapping[str, object] | list[object]) -> None:
     """One JSON document on standard output, in the order given."""
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)

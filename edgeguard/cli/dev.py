@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeguard.cli.console import err, fail
+from edgeguard.cli.console import err, fail, first
 
 if TYPE_CHECKING:
     from edgeguard.proxy.node import Address
@@ -49,7 +49,11 @@ def dev(
 
     import uvloop
 
+    from edgeguard.proxy.authority import AuthorityError
+    from edgeguard.proxy.master import ListenError
+    from edgeguard.proxy.node import NodeError
     from edgeguard.settings import load_settings
+    from edgeguard.sync.store import StoreError
 
     if not policy.is_dir():
         fail(f"{policy}: no such folder. `edgeguard init {policy}` writes a first policy there.", code=2)
@@ -65,7 +69,13 @@ def dev(
         published=printer.published,
         mistaken=printer.mistaken,
     )
-    code = uvloop.run(run(session, words, lambda at: _announce(at, session.authorities)))
+    try:
+        code = uvloop.run(run(session, words, lambda at: _announce(at, session.authorities)))
+    except (ListenError, StoreError, AuthorityError, NodeError, ExceptionGroup) as error:
+        cause = first(error)
+        if isinstance(cause, ListenError | StoreError | AuthorityError | NodeError):
+            fail(str(cause))
+        raise cause from None
     if words and code == NOT_FOUND:
         err.print(f"edgeguard: {words[0]}: not found, or it could not find something itself", markup=False)
     raise SystemExit(code)

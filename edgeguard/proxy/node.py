@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeguard import __version__
+from edgeguard.bundle.refusal import Refusal
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.bundle.state import TrustState
 from edgeguard.bundle.testkeys import loopback_only
@@ -74,8 +75,7 @@ class Node:
         observers: Called with each slice of decision records, in the log's thread.
 
     Raises:
-        OSError: root or log cannot be opened. Refusal: the root is not one, or does not know the environment.
-        NodeError, AuthorityError: as their messages say.
+        OSError: root or log cannot be opened. NodeError, AuthorityError: as their messages say.
     """
 
     def __init__(
@@ -84,9 +84,12 @@ class Node:
         self.settings = settings
         self.clock = TrustedClock()
         root = settings.trust.root.read_bytes()
-        trust = TrustState.start(
-            root, settings.environment, audience=settings.trust.audience, floor=settings.trust.floor
-        )
+        try:
+            trust = TrustState.start(
+                root, settings.environment, audience=settings.trust.audience, floor=settings.trust.floor
+            )
+        except Refusal as refusal:
+            raise NodeError(f"{settings.trust.root}: the root is refused: {refusal}") from None
         local_only = loopback_only(trust.root, settings.environment)
         if local_only is not None and not ipaddress.ip_address(settings.listen.host).is_loopback:
             raise NodeError(

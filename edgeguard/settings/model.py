@@ -25,6 +25,7 @@ from edgeguard.settings.values import (
     AnchoredPath,
     Cidr,
     Count,
+    Host,
     Name,
     Seconds,
     Secret,
@@ -214,7 +215,7 @@ class Resolver(Section):
     """DNS servers for mode `servers`, as addresses. They answer on port 53."""
     nat64_prefixes: tuple[Cidr, ...] = ()
     """NAT64 prefixes of this network besides 64:ff9b::/96, so that embedded IPv4 addresses are judged."""
-    static: dict[str, tuple[Address, ...]] = Field(default_factory=dict)
+    static: dict[Host, tuple[Address, ...]] = Field(default_factory=dict)
     """Names with fixed addresses. They come first in every mode."""
     timeout_s: Seconds = 5.0
     """Total time for one name."""

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
+from edgeguard.policy.names import HostError, canonical_host
+
 _ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
 _ASIDE_MAX_BYTES = 65_536
 
@@ -98,6 +100,13 @@ def server(text: str) -> str:
         ) from None
 
 
+def _host(text: str) -> str:
+    try:
+        return canonical_host(text)
+    except HostError as error:
+        raise ValueError(f"{text!r} is not a host name: {error}") from None
+
+
 def host_port(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not host or not colon or not (port.isascii() and port.isdigit()) or not 0 < int(port) <= 65_535:
@@ -112,5 +121,6 @@ type Count = Annotated[int, Field(gt=0, le=100_000_000)]
 type Size = Annotated[int, Field(gt=0, le=1 << 40)]
 type Cidr = Annotated[str, AfterValidator(_cidr)]
 type Address = Annotated[str, AfterValidator(_ip)]
+type Host = Annotated[str, AfterValidator(_host)]
 type Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
