@@ -15,8 +15,8 @@ from typing import Final
 
 SLICE_S: Final = 0.001
 PAUSE_S: Final = 0.01
-MADE_ON_USE: Final = frozenset({"_made", "solo"})
-"""Attributes of the tables that fill up while decisions are made."""
+MADE_ON_USE: Final = frozenset({"solo", "_exact", "_strict", "_loose", "_loose_methods", "_templates"})
+"""Attributes of the tables that fill up while decisions are made; those named `_made...` do as well."""
 
 
 async def checksum(tables: object) -> int:
@@ -67,8 +67,12 @@ def _attributes(thing: object) -> Iterator[object]:
         return  # a standard type, such as a network: immutable
     for kind in type(thing).__mro__:
         for name, member in sorted(vars(kind).items()):
-            if isinstance(member, MemberDescriptorType) and name not in MADE_ON_USE:
+            if isinstance(member, MemberDescriptorType) and not _made_on_use(name):
                 yield getattr(thing, name, None)
     for name, value in sorted(getattr(thing, "__dict__", {}).items()):
-        if name not in MADE_ON_USE:
+        if not _made_on_use(name):
             yield value
+
+
+def _made_on_use(name: str) -> bool:
+    return name in MADE_ON_USE or name.startswith("_made")
