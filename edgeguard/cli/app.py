@@ -15,6 +15,7 @@ from edgeguard.cli import (
     keys,
     policy,
     publish,
+    release,
     run_proxy,
     server,
     status,
@@ -47,7 +48,7 @@ def _root(
     """Enforce signed egress policy."""
 
 
-for group in (init, policy, keys, bundle, head, publish, server, sync, run_proxy, dev, status, demo):
+for group in (init, policy, keys, bundle, release, head, publish, server, sync, run_proxy, dev, status, demo):
     group.register(app)
 
 
