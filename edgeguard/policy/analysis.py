@@ -19,9 +19,9 @@ from edgeguard.policy.check import destinations_overlap, port_covers
 from edgeguard.policy.flat import Flat, Kind, collect_names, flatten
 from edgeguard.policy.model import AgeGate, RateLimit, Rule
 from edgeguard.policy.names import is_address
-from edgeguard.policy.paths import Template, fold_template, parse_template
 from edgeguard.policy.source import PolicyError, Sources
 from edgeguard.policy.targets import HostKind, Target, host_covers
+from edgeguard.policy.templates import Template, fold_template, parse_template
 
 MAX_BUCKET: Final = 400
 """Statements of one host suffix that are compared pairwise; beyond it the check says so."""

@@ -1,13 +1,15 @@
 """What a statement asks of the inside of a connection: protocol, method, path, query.
 
 Two ways to match. An allow is strict: exact case, exact slashes, HEAD is HEAD. A deny, gate or limit is loose: case, a
-trailing slash and HEAD for GET make no difference. Ambiguity only ever restricts.
+trailing slash and HEAD for GET make no difference. Ambiguity only ever restricts. Paths are spellings (`paths.spellings`), for the
+loose matchers folded (`paths.fold`).
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-from edgeguard.policy.paths import Query, Segments, Template, fold, fold_template, parse_template
+from edgeguard.policy.paths import Query
+from edgeguard.policy.templates import TemplateSet, fold_template, parse_template
 
 NEVER_IMPLIED: Final = frozenset({"TRACE", "CONNECT"})
 """Methods that no rule allows without naming them."""
@@ -24,13 +26,12 @@ def implied(port: int) -> frozenset[str]:
 
 
 class Condition:
-    """One compiled condition; shared by all statements that say the same."""
+    """One compiled condition; shared by all statements that say the same. What a match needs is made on first use."""
 
     __slots__ = (
-        "_exact",
         "_loose",
         "_loose_methods",
-        "_templates",
+        "_strict",
         "methods",
         "protocols",
         "query",
@@ -51,19 +52,15 @@ class Condition:
         self.templates = None if paths is None else tuple(parse_template(path) for path in paths)
         self.query = None if query is None else tuple(query)
         self.residual = methods is not None or paths is not None or query is not None
-        templates = self.templates or ()
-        self._exact = frozenset(t.segments for t in templates if not t.open and None not in t.segments)
-        self._templates = tuple(t for t in templates if t.open or None in t.segments)
-        self._loose: tuple[Template, ...] | None = None
+        self._strict: TemplateSet | None = None
+        self._loose: TemplateSet | None = None
         self._loose_methods: frozenset[str] | None = None
 
     # strict: allows and exceptions
 
     def speaks(self, protocol: str, port: int) -> bool:
         """Whether a request of this protocol is meant (strict)."""
-        protocols = self.protocols
-        if protocols is None:
-            protocols = _HTTP if port == 80 else _TLS
+        protocols = self.protocols or implied(port)
         if protocol in protocols or "tcp" in protocols:
             return True
         return protocol == "websocket" and not self.residual
@@ -84,37 +81,31 @@ class Condition:
         protocols = self.protocols or implied(port)
         return protocol in protocols or "tcp" in protocols
 
-    def reach(self, protocol: str, port: int, method: str, path: Segments, queries: tuple[Query, ...]) -> int:
-        """How far a strict match gets: OK, or what did not match."""
-        if not self.speaks(protocol, port):
-            return PROTOCOL
+    def reach(self, method: str, path: str, queries: tuple[Query, ...]) -> int:
+        """How far a strict match of a request gets whose protocol is meant: OK, METHOD or PATH."""
         methods = self.methods
         if methods is None:
             if method.upper() in NEVER_IMPLIED:
                 return METHOD
         elif method not in methods:
             return METHOD
-        if self.templates is not None and path not in self._exact:
-            for template in self._templates:
-                if template.matches(path):
-                    break
-            else:
-                return PATH
-        if self.query is not None and not all(self._query_strict(q) for q in queries):
-            return PATH
-        return OK
+        return OK if self._leads(path, queries) else PATH
 
-    def lifts(self, method: str, path: Segments, queries: tuple[Query, ...]) -> bool:
-        """Strict match without the protocol: what an exception needs."""
-        if self.methods is not None and method not in self.methods:
-            return False
-        if (
-            self.templates is not None
-            and path not in self._exact
-            and not any(t.matches(path) for t in self._templates)
-        ):
+    def lifts(self, method: str, path: str, queries: tuple[Query, ...]) -> bool:
+        """Strict match whatever the protocol, TRACE included: what an exception needs."""
+        return (self.methods is None or method in self.methods) and self._leads(path, queries)
+
+    def _leads(self, path: str, queries: tuple[Query, ...]) -> bool:
+        if self.templates is not None and not (self._strict or self.strict).has(path):
             return False
         return self.query is None or all(self._query_strict(q) for q in queries)
+
+    @property
+    def strict(self) -> TemplateSet:
+        """The paths of a strict match."""
+        if self._strict is None:
+            self._strict = TemplateSet(self.templates or ())
+        return self._strict
 
     def _query_strict(self, query: Query) -> bool:
         """Each named key occurs, and never with another value."""
@@ -143,37 +134,28 @@ class Condition:
         """Whether everything on such a connection is meant."""
         return not self.residual and self.touches(protocol, port)
 
-    def hits(
-        self, protocol: str, port: int, method: str, folded: Segments, queries: tuple[Query, ...]
-    ) -> bool:
-        """A loose match; `folded` is `paths.fold` of the reading."""
-        if not self.touches(protocol, port):
-            return False
-        if (
-            self.methods is not None
-            and method not in (self._loose_methods or self._fold_methods())
-            and method.upper() not in self.loose_methods
-        ):
-            return False
-        if self.templates is not None:
-            for template in self._loose if self._loose is not None else self._fold():
-                if template.matches(folded):
-                    break
-            else:
+    def hits(self, method: str, folded: str, queries: tuple[Query, ...]) -> bool:
+        """A loose match of a request whose protocol is touched; `folded` is `paths.fold` of a spelling."""
+        if self.methods is not None:
+            wanted = self._loose_methods or self.loose_methods
+            if method not in wanted and method.upper() not in wanted:
                 return False
+        if self.templates is not None and not (self._loose or self.loose).has(folded):
+            return False
         return self.query is None or any(self._query_loose(q) for q in queries)
 
     @property
     def loose_methods(self) -> frozenset[str]:
-        return self._loose_methods or self._fold_methods()
-
-    def _fold_methods(self) -> frozenset[str]:
-        methods = {m.upper() for m in self.methods or ()}
-        self._loose_methods = frozenset(methods | {"HEAD"} if "GET" in methods else methods)
+        if self._loose_methods is None:
+            methods = {m.upper() for m in self.methods or ()}
+            self._loose_methods = frozenset(methods | {"HEAD"} if "GET" in methods else methods)
         return self._loose_methods
 
-    def _fold(self) -> tuple[Template, ...]:
-        self._loose = tuple(dict.fromkeys(fold_template(t) for t in self.templates or ()))
+    @property
+    def loose(self) -> TemplateSet:
+        """The paths of a loose match."""
+        if self._loose is None:
+            self._loose = TemplateSet(map(fold_template, self.templates or ()))
         return self._loose
 
     def _query_loose(self, query: Query) -> bool:
@@ -190,4 +172,4 @@ class Condition:
 ANYTHING: Final = Condition()
 """The condition of a statement that names none."""
 
-__all__ = ["ANYTHING", "METHOD", "OK", "PATH", "PROTOCOL", "Condition", "fold", "implied"]
+__all__ = ["ANYTHING", "METHOD", "NEVER_IMPLIED", "OK", "PATH", "PROTOCOL", "Condition", "implied"]

@@ -14,10 +14,10 @@ from urllib.parse import quote
 from edgeguard.policy.decision import Decision
 from edgeguard.policy.engine import Engine
 from edgeguard.policy.names import HostError, canonical_host, split_authority
-from edgeguard.policy.paths import Template, parse_template
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Assurance, Client, Request, User
 from edgeguard.policy.targets import HostKind, Target, parse_target
+from edgeguard.policy.templates import Template, parse_template
 
 MAX_WITNESSES: Final = 20_000
 _FRESH: Final = "edgeguard-any"

@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from edgeguard.policy.paths import PathError, parse_template
 from edgeguard.policy.targets import HostKind, Target, TargetError, parse_network, parse_target
+from edgeguard.policy.templates import PathError, parse_template
 
 METHOD: Final = r"^[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}$"
 ID: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"

@@ -1,32 +1,39 @@
-"""Paths: every way in which a server could read the bytes, and templates that match them.
+"""Paths: every way in which a server could read the bytes.
 
-The bytes are judged as they are sent, so nothing is normalised away. Instead `readings` lists what the
+The bytes are judged as they are sent, so nothing is normalised away. Instead `spellings` lists what the
 path may mean to some server: percent-decoding once or twice, an encoded slash as data or as separator, parameters
 (`;x`) kept or stripped, empty segments kept or merged, dot segments resolved or not (RFC 3986, 5.2.4 and 6.2.2). What no
-honest client sends is refused. A reading is the tuple of decoded segments; a trailing slash is a last empty segment.
+honest client sends is refused. A spelling is decoded text in which `/` only separates segments; a slash that is data is `DATA_SLASH`.
 """
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
-MAX_PATH = 8192
-MAX_QUERY_FIELDS = 512
-MAX_SEGMENTS = 256
+from edgeguard.policy.templates import PathError, Template, check_template, fold_template, parse_template
+
+MAX_PATH: Final = 8192
+"""Bytes."""
+MAX_QUERY_FIELDS: Final = 512
+MAX_SEGMENTS: Final = 256
+SHORT: Final = 512
+"""A target of so many bytes has neither too many segments (unless some are empty) nor too many query fields."""
+DATA_SLASH: Final = "\ue000"
+"""Private use, refused in input."""
 
 type Segments = tuple[str, ...]
 type Query = tuple[tuple[str, str], ...]
 
-_CLEAN: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?\Z")
+clean_target: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,=:@/-]*(?:\?[!-\"$-~]*)?\Z").match
+"""Matches a target whose path has one spelling, unless it has dot segments or empty ones."""
 _RAW_BAD: Final = re.compile(r"[^\x21-\x7e]|#")
-_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _ESCAPE_BYTES: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
-_SLASH: Final = "\ue000"  # stands for an encoded slash that is data; private use, refused in input
-
-
-class PathError(ValueError):
-    """The target has no honest reading. The message says why."""
+_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|5[Cc])")
+_DOTS: Final = re.compile(r"/\.{1,2}(?:/|\Z)")
+_MANY_SLASHES: Final = re.compile("//+")
+_PARAMETERS: Final = re.compile(";[^/]*")
 
 
 def check_target(target: str) -> None:
@@ -37,13 +44,9 @@ def check_target(target: str) -> None:
         raise PathError(f"the target contains the raw character {bad.group()!r}")
 
 
-def readings(target: str) -> tuple[Segments, ...]:
-    """All readings of the path of an origin-form target, the plain one first. Raises `PathError`."""
+def spellings(target: str) -> tuple[str, ...]:
+    """Every spelling of the path of an origin-form target, the plain one first. Raises `PathError`."""
     path = target.partition("?")[0]
-    if _CLEAN.match(path) and len(path) <= MAX_PATH and path:
-        if path.count("/") > MAX_SEGMENTS:
-            raise PathError(f"the path has more than {MAX_SEGMENTS} segments")
-        return (tuple(path[1:].split("/")),)
     check_target(path)
     if len(path) > MAX_PATH:
         raise PathError(f"the path is longer than {MAX_PATH} bytes")
@@ -51,52 +54,46 @@ def readings(target: str) -> tuple[Segments, ...]:
         raise PathError(f"the path has more than {MAX_SEGMENTS} segments")
     if "\\" in path:
         raise PathError("the path contains a backslash")
-    found: dict[Segments, None] = {}
-    once = _decode(path)
+    found: dict[str, None] = {}
+    once = _decode(path) if "%" in path else path
     for text in (once,) if "%" not in once else (once, *_decoded_again(once)):
-        splits = (text,) if _SLASH not in text else (text, text.replace(_SLASH, "/"))
-        for split in splits:
-            segments = split[1:].replace("/", "\n").replace(_SLASH, "/").split("\n")
+        for split in (text,) if DATA_SLASH not in text else (text, text.replace(DATA_SLASH, "/")):
+            _shapes(split, found)
             if ";" in split:
-                _shapes(segments, found)
-                segments = [segment.partition(";")[0] for segment in segments]
-            _shapes(segments, found)
+                _shapes(_PARAMETERS.sub("", split), found)
     return tuple(found)
 
 
+def readings(target: str) -> tuple[Segments, ...]:
+    """`spellings` as decoded segments; a trailing slash is a last empty segment. Raises `PathError`."""
+    return tuple(
+        tuple(segment.replace(DATA_SLASH, "/") for segment in path[1:].split("/"))
+        for path in spellings(target)
+    )
+
+
 def _decode(path: str) -> str:
-    """Percent-decoding once; an encoded slash becomes `_SLASH`."""
-    if "%" not in path:
-        return path
+    """Percent-decoding once; an encoded slash becomes `DATA_SLASH`."""
     if _BAD_ESCAPE.search(path):
         raise PathError("the path contains a broken percent escape")
+    if _ENCODED_CONTROL.search(path):
+        raise PathError("the path contains an encoded control character or backslash")
     try:
-        raw = _ESCAPE.sub(
-            lambda m: chr(int(m.group(1), 16)), path.replace("%2F", "%01").replace("%2f", "%01")
-        )
-        # The placeholder must not collide with an encoded control, so those are looked for first.
-        if _encoded_control(path):
-            raise PathError("the path contains an encoded control character or backslash")
-        text = raw.encode("latin-1").decode("utf-8").replace("\x01", _SLASH)
+        # %01 stands for the encoded slash meanwhile: no other control character is left.
+        raw = _ESCAPE_BYTES.sub(_byte, path.replace("%2F", "%01").replace("%2f", "%01").encode("ascii"))
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise PathError("the path is not UTF-8 once decoded") from None
-    if _CONTROL.search(text) or text.count(_SLASH) != path.count("%2F") + path.count("%2f"):
+    if DATA_SLASH in text or _CONTROL.search(text := text.replace("\x01", DATA_SLASH)):
         raise PathError("the path contains a control character once decoded")
     return text
-
-
-_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|5[Cc])")
-
-
-def _encoded_control(path: str) -> bool:
-    return _ENCODED_CONTROL.search(path) is not None
 
 
 def _decoded_again(once: str) -> tuple[str, ...]:
     """The reading of a server that decodes twice; nothing if the result is no escape at all."""
     if _ESCAPE.search(once) is None:
         return ()
-    if _encoded_control(once):
+    if _ENCODED_CONTROL.search(once):
         raise PathError("the path contains a doubly encoded control character or backslash")
     try:
         # Characters of the first decoding stay as they are; the bytes that the second brings must join to UTF-8.
@@ -108,103 +105,58 @@ def _decoded_again(once: str) -> tuple[str, ...]:
     return (text,)
 
 
+def _byte(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match.group(1), 16)])
+
+
 def _second_byte(match: re.Match[bytes]) -> bytes:
-    code = match.group(1)
-    return _SLASH.encode() if code in {b"2F", b"2f"} else bytes([int(code, 16)])
+    return DATA_SLASH.encode() if match.group(1) in {b"2F", b"2f"} else _byte(match)
 
 
-def _shapes(segments: list[str], found: dict[Segments, None]) -> None:
-    """Adds the readings with dot segments and empty segments resolved, and as they stand."""
-    dots = "." in segments or ".." in segments
-    empty = "" in segments[:-1]
-    if dots:
-        if empty:
-            found[_resolve([s for s in segments[:-1] if s] + segments[-1:])] = None
-        resolved = _resolve(segments)
-        found[resolved] = None
-        if "" in resolved[:-1]:
-            found[_merge(resolved)] = None
-    elif empty:
-        found[_merge(segments)] = None
-    found[tuple(segments)] = None
-    if dots and empty:
-        found[_merge(segments)] = None
+def _shapes(text: str, found: dict[str, None]) -> None:
+    """Adds the spellings with dot segments and empty segments resolved, and as they stand."""
+    if _DOTS.search(text) is None:
+        if "//" in text:
+            found[_MANY_SLASHES.sub("/", text)] = None
+        found[text] = None
+        return
+    merged = _MANY_SLASHES.sub("/", text) if "//" in text else None
+    if merged is not None:
+        found[_resolve(merged)] = None
+    resolved = _resolve(text)
+    found[resolved] = None
+    if "//" in resolved:
+        found[_MANY_SLASHES.sub("/", resolved)] = None
+    found[text] = None
+    if merged is not None:
+        found[merged] = None
 
 
-def _merge(segments: list[str] | Segments) -> Segments:
-    return tuple([s for s in segments[:-1] if s] + list(segments[-1:]))
-
-
-def _resolve(segments: list[str]) -> Segments:
+def _resolve(text: str) -> str:
     out: list[str] = []
-    for segment in segments:
+    segment = ""
+    for segment in text[1:].split("/"):
         if segment == "..":
             if not out:
                 raise PathError("the path climbs above the root")
             out.pop()
         elif segment != ".":
             out.append(segment)
-    if segments[-1] in {".", ".."}:
+    if segment in {".", ".."}:
         out.append("")
-    return tuple(out) or ("",)
+    return "/" + "/".join(out)
 
 
-class Template(NamedTuple):
-    """A path template: `*` is one non-empty segment (None here), a last `**` is any number of segments."""
-
-    segments: tuple[str | None, ...]
-    open: bool
-
-    def matches(self, path: Segments) -> bool:
-        mine = self.segments
-        size = len(mine)
-        if self.open:
-            if len(path) < size:
-                return False
-        elif len(path) != size:
-            return False
-        for want, have in zip(mine, path, strict=False):
-            if want != have and (want is not None or not have):
-                return False
-        return True
-
-
-def parse_template(text: str) -> Template:
-    """Parses a template as authors write it. Raises `PathError` with what to write instead."""
-    if not text.startswith("/"):
-        raise PathError("a path begins with a slash")
-    if any(c in text for c in "?#\\%;") or _CONTROL.search(text):
-        raise PathError(
-            "write the decoded path, without query, fragment, percent escapes, parameters or backslash"
-        )
-    parts = text[1:].split("/")
-    is_open = parts[-1] == "**"
-    if is_open:
-        parts.pop()
-    for place, part in enumerate(parts):
-        if part in {".", ".."}:
-            raise PathError("a path has no dot segments")
-        if not part and (place < len(parts) - 1 or is_open):
-            raise PathError("a path has no empty segments")
-        if part == "**":
-            raise PathError("`**` may only stand at the end")
-        if "*" in part and part != "*":
-            raise PathError("`*` stands for a whole segment; part of a segment cannot be a wildcard")
-    return Template(tuple(None if part == "*" else part for part in parts), is_open)
+def fold_path(path: str) -> str:
+    """The form in which the restrictive matchers compare spellings: case folded, without one trailing slash."""
+    folded = path.casefold()
+    return folded[:-1] if folded[-1:] == "/" else folded
 
 
 def fold(path: Segments) -> Segments:
-    """The form in which the restrictive matchers compare: case folded, without the trailing slash."""
+    """`fold_path` for a reading."""
     folded = tuple([segment.casefold() for segment in path])
     return folded[:-1] if folded[-1:] == ("",) else folded
-
-
-def fold_template(template: Template) -> Template:
-    """The template's counterpart of `fold`."""
-    segments = tuple(None if s is None else s.casefold() for s in template.segments)
-    if segments[-1:] == ("",):
-        segments = segments[:-1]
-    return Template(segments, template.open)
 
 
 def query_readings(target: str) -> tuple[Query, ...]:
@@ -230,5 +182,23 @@ def _query_text(text: str) -> str:
     text = text.replace("+", " ")
     if "%" not in text:
         return text
-    raw = _ESCAPE_BYTES.sub(lambda m: bytes([int(m.group(1), 16)]), text.encode("utf-8"))
-    return raw.decode("utf-8", "replace")
+    return _ESCAPE_BYTES.sub(_byte, text.encode("utf-8")).decode("utf-8", "replace")
+
+
+__all__ = [
+    "DATA_SLASH",
+    "PathError",
+    "Query",
+    "Segments",
+    "Template",
+    "check_target",
+    "check_template",
+    "clean_target",
+    "fold",
+    "fold_path",
+    "fold_template",
+    "parse_template",
+    "query_readings",
+    "readings",
+    "spellings",
+]

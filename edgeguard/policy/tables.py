@@ -1,144 +1,90 @@
 """The compiled policy as a node holds it: decoded sections, checked once, turned into objects on first use.
 
-Loading checks every field and builds nothing per statement, so that activation stays short; a `Statement` is made when the
-first request asks for it, and kept. Anything unexpected is a `TablesError`: a table is right or it is not loaded.
+Loading checks every field and makes hardly an object, so that activation is short and gives the collector nothing to walk; a
+`Statement` is made when the first request asks for it, and kept. Anything unexpected is a `TablesError`: a table is right or it is
+not loaded. Checks run over a few thousand rows per call, so that loading in a thread never holds the interpreter for long.
 """
 
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_network
+from itertools import chain
+from operator import le
+from typing import Any, Final
 
 from edgeguard.policy.conditions import ANYTHING, Condition
 from edgeguard.policy.kinds import MAX_LABELS, VERSION, Kind
-from edgeguard.policy.paths import PathError
-from edgeguard.policy.request import Assurance, Client
+from edgeguard.policy.statements import (
+    EXTRA,
+    FOREVER,
+    ClientSet,
+    Gate,
+    HostPattern,
+    Lift,
+    Limit,
+    Statement,
+    When,
+)
+from edgeguard.policy.templates import PathError, check_template
 
-FOREVER: Final = float("inf")
 ENTRY: Final = 3
 """Numbers per entry of the host index: statement, lowest port, highest port."""
+_CHUNK: Final = 2048
+_PROTOCOLS: Final = frozenset({"tls", "http", "tcp", "websocket"})
 
 
 class TablesError(ValueError):
     """The sections are not a policy that this version understands."""
 
 
-class ClientSet(NamedTuple):
-    """Whom a statement means."""
+class Pools:
+    """Client sets and conditions of a section: checked when loaded, made when used."""
 
-    anybody: bool
-    names: frozenset[str]
-    groups: frozenset[str]
+    __slots__ = ("_clients", "_conds", "_made_clients", "_made_conds")
 
-    def has(self, client: Client, groups: frozenset[str]) -> bool:
-        return self.anybody or client.name in self.names or not self.groups.isdisjoint(groups)
+    def __init__(self, name: str, section: Mapping[str, Any]) -> None:
+        self._clients, self._conds = _list(name, section, "clients"), _list(name, section, "conds")
+        for anybody, names, groups in self._clients:
+            if type(anybody) is not bool:
+                raise TablesError(f"{name}.clients: malformed")
+            _texts(f"{name}.clients", names)
+            _texts(f"{name}.clients", groups)
+        for cond in self._conds:
+            _check_condition(f"{name}.conds", cond)
+        self._made_clients: dict[int, ClientSet] = {}
+        self._made_conds: dict[int, Condition] = {}
 
+    def clients(self, place: int) -> ClientSet | None:
+        """The client set at `place`; -1 is none."""
+        if place < 0:
+            return None
+        made = self._made_clients.get(place)
+        if made is None:
+            anybody, names, groups = self._clients[place]
+            made = self._made_clients[place] = ClientSet(anybody, frozenset(names), frozenset(groups))
+        return made
 
-class HostPattern(NamedTuple):
-    """A destination outside the index: of an exception, or of a quarantine's fixed list."""
+    def cond(self, place: int) -> Condition:
+        """The condition at `place`; -1 is the one that asks for nothing."""
+        if place < 0:
+            return ANYTHING
+        made = self._made_conds.get(place)
+        if made is None:
+            protocols, methods, paths, query = self._conds[place]
+            fields = None if query is None else [(key, frozenset(values)) for key, values in query]
+            made = self._made_conds[place] = Condition(protocols, methods, paths, fields)
+        return made
 
-    kind: str
-    host: str
-    low: int
-    high: int
-
-    def has(self, host: str, port: int, networks: Iterable[Any]) -> bool:
-        """`networks` are the address and what it embeds, as single-address networks; empty for a name."""
-        if not self.low <= port <= self.high:
-            return False
-        if self.kind == "network":
-            mine = ip_network(self.host)
-            return any(n.version == mine.version and n.subnet_of(mine) for n in networks)
-        if self.kind != "below" and host == self.host:
-            return True
-        return self.kind != "exact" and host.endswith("." + self.host)
-
-
-class Lift(NamedTuple):
-    """An exception, attached to what it lifts."""
-
-    id: str
-    clients: ClientSet | None
-    cond: Condition
-    hosts: tuple[HostPattern, ...] | None
-    start: float
-    end: float
-
-
-class Limit(NamedTuple):
-    """The numbers of a rate limit."""
-
-    unit: str
-    quota: int
-    period_ns: int
-    burst: int
-    scope: str
-    key: tuple[str, ...]
-    rules: frozenset[str] | None
-
-
-class Gate(NamedTuple):
-    """The requirement of an age gate; `regions` are codes, groups expanded."""
-
-    age: int
-    assurance: Assurance | None
-    legal_ref: str | None
-    legal_demand: bool
-    regions: frozenset[str] | None
-
-
-class When(NamedTuple):
-    """Conditions on flags and on the UTC day and minute."""
-
-    flags: Mapping[str, bool]
-    days: frozenset[int] | None
-    hours: tuple[int, int] | None
-
-
-class Statement:
-    """One compiled statement."""
-
-    __slots__ = (
-        "claims", "clients", "cond", "end", "excepted", "gate", "id", "index", "kind", "lifts", "limit",
-        "networks", "percent", "plain", "resolves", "solo", "start", "survive", "timed", "tls", "when",
-    )  # fmt: skip
-
-    def __init__(
-        self, index: int, id_: str, kind: Kind, percent: int, clients: ClientSet | None, cond: Condition
-    ) -> None:
-        self.index, self.id, self.kind, self.percent, self.clients, self.cond = (
-            index,
-            id_,
-            kind,
-            percent,
-            clients,
-            cond,
-        )
-        self.claims: frozenset[str] = frozenset()
-        self.start, self.end = 0.0, FOREVER
-        self.when: When | None = None
-        self.timed = False
-        self.survive = False
-        self.tls: str | None = None
-        self.resolves: tuple[IPv4Network | IPv6Network, ...] = ()
-        self.networks: tuple[str, ...] = ()
-        """`resolves` in text."""
-        self.excepted: tuple[HostPattern, ...] = ()
-        self.limit: Limit | None = None
-        self.gate: Gate | None = None
-        self.lifts: tuple[Lift, ...] = ()
-        self.solo: Any = None
-        """The plan of a destination where this statement stands alone; kept by the engine."""
-        self.plain = True
-        """No field beyond clients and condition is in use."""
+    def hold(self, clients: Collection[int], conds: Collection[int]) -> bool:
+        """Whether these columns of places all lead into the pools."""
+        return _within(clients, -1, len(self._clients) - 1) and _within(conds, -1, len(self._conds) - 1)
 
 
 class StatementTable:
     """The statements of one section and their host index."""
 
     __slots__ = (
-        "_clients",
-        "_conds",
         "_made",
+        "_pools",
         "_regions",
         "_rows",
         "below",
@@ -156,17 +102,15 @@ class StatementTable:
         kinds: frozenset[int],
         regions: Mapping[str, tuple[str, ...]],
     ) -> None:
-        self._clients = client_sets(name, section)
-        self._conds = conditions(name, section)
-        self._rows = _list(name, section, "rows")
+        self._pools, self._rows = Pools(name, section), _list(name, section, "rows")
         self._made: list[Statement | None] = [None] * len(self._rows)
         self._regions = regions
         self.lifts: dict[str, tuple[Lift, ...]] = {}
-        _check_rows(name, self._rows, len(self._clients), len(self._conds), kinds)
+        _check_rows(name, self._rows, self._pools, kinds)
         self.exact: dict[str, list[int]] = _index(name, section, "exact", len(self._rows))
         self.below: dict[str, list[int]] = _index(name, section, "below", len(self._rows))
         everywhere = _list(name, section, "everywhere")
-        if not all(type(i) is int and 0 <= i < len(self._rows) for i in everywhere):
+        if everywhere and not _within(everywhere, 0, len(self._rows) - 1):
             raise TablesError(f"{name}.everywhere: not a list of statements")
         self.everywhere: list[int] = [n for i in everywhere for n in (i, 1, 65535)]
         depth = section.get("depth")
@@ -181,7 +125,7 @@ class StatementTable:
         return len(self._rows)
 
     def get(self, index: int) -> Statement:
-        """The statement at `index`, made on first use. Raises `TablesError` for a malformed one."""
+        """The statement at `index`, made on first use."""
         made = self._made[index]
         if made is None:
             made = self._made[index] = self._make(index)
@@ -190,100 +134,38 @@ class StatementTable:
     def check_extras(self) -> None:
         """Makes the statements with seldom fields, whose shape is checked nowhere else. Raises `TablesError`."""
         for index, row in enumerate(self._rows):
-            if row[5]:
+            if row[5] or row[1] in _NEEDY:
                 self.get(index)
 
     def _make(self, index: int) -> Statement:
         id_, kind, percent, clients, cond, extra = self._rows[index]
         statement = Statement(
-            index,
-            id_,
-            Kind(kind),
-            percent,
-            None if clients < 0 else self._clients[clients],
-            ANYTHING if cond < 0 else self._conds[cond],
+            index, id_, Kind(kind), percent, self._pools.clients(clients), self._pools.cond(cond)
         )
-        statement.lifts = self.lifts.get(id_, ())
         if extra:
             try:
-                self._fill(statement, extra)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+                statement.fill(extra, self._regions)
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise TablesError(f"statement {id_}: {error}") from None
-        if (statement.kind is Kind.LIMIT and statement.limit is None) or (
-            statement.kind is Kind.GATE and statement.gate is None
-        ):
+        if not statement.complete():
             raise TablesError(f"statement {id_}: incomplete")
-        statement.timed = bool(statement.start or statement.end != FOREVER or statement.when)
-        statement.plain = percent == 100 and not extra and not statement.lifts
+        if statement.kind in _LIFTABLE:
+            statement.lifts = self.lifts.get(id_, ())
+        statement.plain = statement.plain and percent == 100 and not statement.lifts
         return statement
 
-    def _fill(self, statement: Statement, extra: Mapping[str, Any]) -> None:
-        for name, value in extra.items():
-            match name:
-                case "claims":
-                    statement.claims = frozenset(value)
-                case "start":
-                    statement.start = value
-                case "end":
-                    statement.end = value
-                case "when":
-                    flags, days, hours = value
-                    statement.when = When(
-                        dict(flags),
-                        None if days is None else frozenset(days),
-                        None if hours is None else (hours[0], hours[1]),
-                    )
-                case "survive":
-                    statement.survive = value is True
-                case "tls":
-                    statement.tls = value
-                case "resolves":
-                    statement.resolves = tuple(ip_network(text) for text in value)
-                    statement.networks = tuple(map(str, statement.resolves))
-                case "except":
-                    statement.excepted = tuple(HostPattern(*item) for item in value)
-                case "limit":
-                    unit, quota, period, burst, scope, key = value
-                    rules = extra.get("rules")
-                    statement.limit = Limit(
-                        unit,
-                        quota,
-                        period,
-                        burst,
-                        scope,
-                        tuple(key),
-                        None if rules is None else frozenset(rules),
-                    )
-                case "gate":
-                    age, assurance, legal_ref, legal_demand = value
-                    statement.gate = Gate(
-                        age,
-                        Assurance(assurance) if assurance else None,
-                        legal_ref,
-                        legal_demand,
-                        self._expand(extra.get("regions")),
-                    )
 
-    def _expand(self, regions: Iterable[str] | None) -> frozenset[str] | None:
-        if regions is None:
-            return None
-        return frozenset(code for region in regions for code in self._regions.get(region, (region,)))
+_NEEDY: Final = frozenset({Kind.LIMIT, Kind.GATE})
+"""Kinds that are nothing without their seldom fields."""
+_LIFTABLE: Final = frozenset({Kind.DENY, Kind.LIMIT})
 
 
 class Tables:
     """A whole compiled policy. Treated as immutable once loaded."""
 
     __slots__ = (
-        "actions",
-        "flags",
-        "gates",
-        "issuers",
-        "member_of",
-        "region_groups",
-        "resources",
-        "rules",
-        "salt",
-    )
+        "actions", "flags", "gates", "issuers", "member_of", "region_groups", "resources", "rules", "salt",
+    )  # fmt: skip
 
     def __init__(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
         rules, age, identity, exceptions = (
@@ -299,6 +181,8 @@ class Tables:
         self.gates.check_extras()
         self.salt: str = rules.get("salt", "")
         self.flags: dict[str, bool] = _map("rules", rules, "flags")
+        if type(self.salt) is not str or not set(map(type, self.flags.values())) <= {bool}:
+            raise TablesError("rules: the salt is a text, and flags are true or false")
         self.resources: dict[str, Any] = _map("rules", rules, "resources")
         self.actions: dict[str, Any] = _map("rules", rules, "actions")
         members: dict[str, set[str]] = {}
@@ -336,99 +220,89 @@ def _list(name: str, section: Mapping[str, Any], field: str) -> list[Any]:
 
 def _map(name: str, section: Mapping[str, Any], field: str) -> dict[str, Any]:
     value = section.get(field)
-    if type(value) is not dict:
+    if type(value) is not dict or not set(map(type, value)) <= {str}:
         raise TablesError(f"{name}.{field}: not a map")
     return value
 
 
 def _texts(name: str, value: object) -> list[str]:
-    if type(value) is not list or not all(type(text) is str for text in value):
+    if type(value) is not list or not set(map(type, value)) <= {str}:
         raise TablesError(f"{name}: not a list of texts")
     return value
 
 
-def client_sets(name: str, section: Mapping[str, Any]) -> list[ClientSet]:
-    """The pool of client sets. Raises `TablesError`."""
-    out = []
-    for anybody, names, groups in _list(name, section, "clients"):
-        if type(anybody) is not bool:
-            raise TablesError(f"{name}.clients: malformed")
-        out.append(ClientSet(anybody, frozenset(_texts(name, names)), frozenset(_texts(name, groups))))
-    return out
+def _within(numbers: Collection[int], low: int, high: int) -> bool:
+    """Whether a column, not empty, holds integers of this range only."""
+    return set(map(type, numbers)) == {int} and low <= min(numbers) and max(numbers) <= high
 
 
-def conditions(name: str, section: Mapping[str, Any]) -> list[Condition]:
-    """The pool of conditions. Raises `TablesError`."""
-    out = []
-    for protocols, methods, paths, query in _list(name, section, "conds"):
-        for part in (protocols, methods, paths):
-            if part is not None:
-                _texts(f"{name}.conds", part)
-        fields = None if query is None else [(key, frozenset(_texts(name, values))) for key, values in query]
-        try:
-            out.append(Condition(protocols, methods, paths, fields))
-        except PathError as error:
-            raise TablesError(f"{name}.conds: {error}") from None
-    return out
+def _chunks(items: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]
 
 
-def _check_rows(name: str, rows: list[Any], clients: int, conds: int, kinds: frozenset[int]) -> None:
-    for row in rows:
-        if type(row) is not list or len(row) != 6:
-            raise TablesError(f"{name}.rows: a statement is malformed")
-        id_, kind, percent, client_set, cond, extra = row
-        if (
-            type(id_) is not str
-            or kind not in kinds
-            or type(percent) is not int
-            or not 0 <= percent <= 100
-            or type(client_set) is not int
-            or not -1 <= client_set < clients
-            or type(cond) is not int
-            or not -1 <= cond < conds
-            or (extra is not None and not (type(extra) is dict and extra.keys() <= _EXTRA))
-        ):
-            raise TablesError(f"{name}.rows: statement {id_!r} is malformed")
+def _check_condition(name: str, cond: Collection[Any]) -> None:
+    protocols, methods, paths, query = cond
+    for part in (protocols, methods, paths):
+        if part is not None:
+            _texts(name, part)
+    if protocols is not None and not (protocols and _PROTOCOLS.issuperset(protocols)):
+        raise TablesError(f"{name}: the protocols are not known")
+    for key, values in query or ():
+        if type(key) is not str:
+            raise TablesError(f"{name}: a key of the query is malformed")
+        _texts(name, values)
+    try:
+        for path in paths or ():
+            check_template(path)
+    except PathError as error:
+        raise TablesError(f"{name}: {error}") from None
 
 
-_EXTRA: Final = frozenset(
-    {
-        "claims",
-        "start",
-        "end",
-        "when",
-        "survive",
-        "tls",
-        "resolves",
-        "except",
-        "limit",
-        "rules",
-        "gate",
-        "regions",
-    }
-)
+def _check_rows(name: str, rows: list[Any], pools: Pools, kinds: frozenset[int]) -> None:
+    for part in _chunks(rows):
+        if not _rows_right(part, pools, kinds):
+            wrong = next(row for row in part if not _rows_right([row], pools, kinds))
+            raise TablesError(f"{name}.rows: statement {str(wrong)[:80]} is malformed")
+
+
+def _rows_right(rows: list[Any], pools: Pools, kinds: frozenset[int]) -> bool:
+    if set(map(type, rows)) != {list} or set(map(len, rows)) != {6}:
+        return False
+    ids, kind, percents, clients, conds, extras = zip(*rows, strict=True)
+    return (
+        set(map(type, ids)) == {str}
+        and set(map(type, kind)) == {int}
+        and kinds.issuperset(kind)
+        and _within(percents, 0, 100)
+        and pools.hold(clients, conds)
+        and all(e is None or (type(e) is dict and e.keys() <= EXTRA) for e in extras)
+    )
 
 
 def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict[str, list[int]]:
     index = _map(name, section, field)
-    for host, entries in index.items():
-        if type(entries) is not list or not entries or len(entries) % ENTRY:
-            raise TablesError(f"{name}.{field}: entry {host!r} is malformed")
-        if len(entries) == ENTRY:
-            statement, low, high = entries
-            if (
-                type(statement) is type(low) is type(high) is int
-                and 0 <= statement < rows
-                and 0 < low <= high < 65536
-            ):
-                continue
-        elif all(type(n) is int for n in entries) and all(
-            0 <= s < rows and 0 < low <= high < 65536
-            for s, low, high in zip(*[iter(entries)] * ENTRY, strict=True)
-        ):
-            continue
-        raise TablesError(f"{name}.{field}: entry {host!r} is out of range")
+    for part in _chunks(list(index.values())):
+        if not _entries_right(part, rows):
+            wrong = next(host for host, entries in index.items() if not _entries_right([entries], rows))
+            raise TablesError(f"{name}.{field}: entry {wrong!r} is malformed or out of range")
     return index
+
+
+def _entries_right(entries: list[Any], rows: int) -> bool:
+    if set(map(type, entries)) != {list} or any(n == 0 or n % ENTRY for n in set(map(len, entries))):
+        return False
+    numbers = list(chain.from_iterable(entries))
+    if set(map(type, numbers)) != {int}:
+        return False
+    statements, low, high = numbers[0::ENTRY], numbers[1::ENTRY], numbers[2::ENTRY]
+    return (
+        min(statements) >= 0
+        and max(statements) < rows
+        and min(low) > 0
+        and max(high) < 65536
+        and all(map(le, low, high))
+    )
 
 
 type Networks = dict[int, list[tuple[int, dict[int, list[int]]]]]
@@ -443,26 +317,38 @@ def _networks(name: str, nets: dict[str, list[int]]) -> Networks:
         except ValueError:
             raise TablesError(f"{name}.nets: {text!r} is not a network") from None
         bits = network.max_prefixlen - network.prefixlen
-        found[network.version].setdefault(bits, {})[int(network.network_address) >> bits] = entries
+        number, known = int(network.network_address) >> bits, found[network.version].setdefault(bits, {})
+        if number in known:
+            raise TablesError(f"{name}.nets: {text!r} stands twice")
+        known[number] = entries
     return {version: sorted(by_bits.items()) for version, by_bits in found.items()}
 
 
 def _lifts(section: Mapping[str, Any]) -> dict[str, tuple[Lift, ...]]:
-    sets, conds = client_sets("exceptions", section), conditions("exceptions", section)
+    pools = Pools("exceptions", section)
     found: dict[str, list[Lift]] = {}
     for id_, lifted, clients, cond, targets, start, end in _list("exceptions", section, "rows"):
-        if type(start) is not int or type(end) is not int or type(id_) is not str or type(lifted) is not str:
+        if set(map(type, (start, end))) != {int} or set(map(type, (id_, lifted))) != {str}:
             raise TablesError("exceptions.rows: malformed")
-        if not -1 <= clients < len(sets) or not -1 <= cond < len(conds):
+        if not pools.hold((clients,), (cond,)):
             raise TablesError("exceptions.rows: out of range")
-        hosts = None if targets is None else tuple(HostPattern(*target) for target in targets)
-        lift = Lift(
-            id_,
-            None if clients < 0 else sets[clients],
-            ANYTHING if cond < 0 else conds[cond],
-            hosts,
-            start,
-            end,
-        )
+        hosts = None if targets is None else tuple(map(HostPattern.read, targets))
+        lift = Lift(id_, pools.clients(clients), pools.cond(cond), hosts, start, end)
         found.setdefault(lifted, []).append(lift)
     return {lifted: tuple(lifts) for lifted, lifts in found.items()}
+
+
+__all__ = [
+    "ENTRY",
+    "FOREVER",
+    "ClientSet",
+    "Gate",
+    "HostPattern",
+    "Lift",
+    "Limit",
+    "Statement",
+    "StatementTable",
+    "Tables",
+    "TablesError",
+    "When",
+]

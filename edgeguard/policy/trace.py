@@ -7,17 +7,18 @@ did not. The verdict itself comes from `Engine.decide`; the trace explains it an
 from typing import Final, NamedTuple
 
 from edgeguard.policy.addresses import parse_address
-from edgeguard.policy.conditions import METHOD, OK, PATH, PROTOCOL
+from edgeguard.policy.conditions import METHOD, OK, PATH
 from edgeguard.policy.decision import Decision, Lane
 from edgeguard.policy.engine import Engine
 from edgeguard.policy.kinds import Kind
 from edgeguard.policy.names import is_address
-from edgeguard.policy.paths import PathError, Query, Segments, fold, query_readings, readings
+from edgeguard.policy.paths import DATA_SLASH, PathError, Query, fold_path, query_readings, spellings
 from edgeguard.policy.plan import Plan
 from edgeguard.policy.request import Request
-from edgeguard.policy.tables import ENTRY, Statement
+from edgeguard.policy.statements import Statement
+from edgeguard.policy.tables import ENTRY
 
-_MISSED: Final = {PROTOCOL: "protocol", METHOD: "method", PATH: "path or query"}
+_MISSED: Final = {METHOD: "method", PATH: "path or query"}
 _ORDER: Final = {Kind.QUARANTINE: 0, Kind.DENY: 1, Kind.ALLOW: 2, Kind.LEARN: 3, Kind.GATE: 4, Kind.LIMIT: 5}
 
 
@@ -45,11 +46,11 @@ class Trace(NamedTuple):
 def trace(engine: Engine, request: Request, now: float, *, restricted: bool = False) -> Trace:
     """Explains `engine.decide(request, now)`."""
     decision = engine.decide(request, now, restricted=restricted)
-    paths: tuple[Segments, ...] = ()
+    paths: tuple[str, ...] = ()
     queries: tuple[Query, ...] = ((),)
     if request.method is not None and request.target is not None:
         try:
-            paths, queries = readings(request.target), query_readings(request.target)
+            paths, queries = spellings(request.target), query_readings(request.target)
         except PathError as error:
             return Trace(
                 decision, (), "the request is malformed", (Step("", "request", False, str(error), True),)
@@ -71,7 +72,7 @@ def trace(engine: Engine, request: Request, now: float, *, restricted: bool = Fa
     plan = engine.plan(request, now, restricted=restricted)
     return Trace(
         decision,
-        tuple("/" + "/".join(path) for path in paths),
+        tuple(path.replace(DATA_SLASH, "%2F") for path in paths),
         _lane_because(engine, plan, request, now, restricted),
         tuple(steps),
     )
@@ -79,7 +80,7 @@ def trace(engine: Engine, request: Request, now: float, *, restricted: bool = Fa
 
 def _step(
     engine: Engine, statement: Statement, request: Request, now: float, restricted: bool, port_fits: bool,
-    paths: tuple[Segments, ...], queries: tuple[Query, ...],
+    paths: tuple[str, ...], queries: tuple[Query, ...],
 ) -> Step:  # fmt: skip
     missed = None if port_fits else "port"
     scratch = Plan(request.port)
@@ -127,19 +128,21 @@ def _step(
 
 
 def _inside(
-    statement: Statement, request: Request, paths: tuple[Segments, ...], queries: tuple[Query, ...]
+    statement: Statement, request: Request, paths: tuple[str, ...], queries: tuple[Query, ...]
 ) -> str | None:
     cond, port, protocol = statement.cond, request.port, request.protocol
     methods = [request.method or "", *(o.strip().upper() for o in request.overrides)]
     if statement.kind is Kind.ALLOW:
-        worst = min(cond.reach(protocol, port, m, p, queries) for m in methods for p in paths)
+        if not cond.speaks(protocol, port):
+            return "protocol"
+        worst = min(cond.reach(m, p, queries) for m in methods for p in paths)
         if worst == OK:
             return None
         return _MISSED[worst] + (" (in one reading of the request)" if len(paths) * len(methods) > 1 else "")
-    if any(cond.hits(protocol, port, m, fold(p), queries) for m in methods for p in paths):
-        return None
     if not cond.touches(protocol, port):
         return "protocol"
+    if any(cond.hits(m, fold_path(p), queries) for m in methods for p in paths):
+        return None
     return "method, path or query"
 
 

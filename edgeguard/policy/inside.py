@@ -1,0 +1,383 @@
+"""A request of which everything is known: protocol, method, target, person.
+
+`Inside` is what is left of a plan for one protocol: the statements that speak it, with the matchers bound. A request is judged for
+every method and path that it may mean (`paths.spellings`): an allow has to match each of them, a deny, gate or limit one. Clean
+targets mean one thing and take the short way.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from edgeguard.policy.conditions import NEVER_IMPLIED, OK, PROTOCOL, Condition
+from edgeguard.policy.connect import networks, until
+from edgeguard.policy.decision import Decision, Lane, LimitHit
+from edgeguard.policy.gates import Gates
+from edgeguard.policy.keys import STANDARD_METHODS, settle, settled
+from edgeguard.policy.paths import (
+    SHORT,
+    PathError,
+    Query,
+    check_target,
+    clean_target,
+    fold_path,
+    query_readings,
+    spellings,
+)
+from edgeguard.policy.plan import Plan
+from edgeguard.policy.reasons import Reason
+from edgeguard.policy.refusal import Refused, first, stage_reason
+from edgeguard.policy.request import Request, User
+from edgeguard.policy.statements import Statement
+
+MAX_OVERRIDES: Final = 4
+MAX_GRANTS: Final = 256
+"""Decisions kept per plan and protocol."""
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}\Z").match
+_NO_QUERY: Final[tuple[Query, ...]] = ((),)
+_ROOT: Final = ("/",)
+_MALFORMED: Final = Refused(Reason.MALFORMED_REQUEST)
+
+type Reach = Callable[[str, str, tuple[Query, ...]], int]
+type Hits = Callable[[str, str, tuple[Query, ...]], bool]
+
+
+class Asked:
+    """The methods, paths and queries that a request may mean."""
+
+    __slots__ = ("_folded", "methods", "paths", "queries")
+
+    def __init__(
+        self, methods: tuple[str, ...], paths: tuple[str, ...], queries: tuple[Query, ...] = _NO_QUERY
+    ) -> None:
+        self.methods, self.paths, self.queries = methods, paths, queries
+        self._folded: tuple[str, ...] | None = None
+
+    def hits(self, hits: Hits, lifts: Sequence[Condition] = ()) -> bool:
+        """A restrictive statement matches some reading, and no exception matches every one."""
+        folded = self._folded
+        if folded is None:
+            folded = self._folded = tuple(map(fold_path, self.paths))
+        queries = self.queries
+        for path in folded:
+            for method in self.methods:
+                if hits(method, path, queries):
+                    return not lifts or not any(map(self._lifted, lifts))
+        return False
+
+    def _lifted(self, lift: Condition) -> bool:
+        return all(lift.lifts(m, p, self.queries) for m in self.methods for p in self.paths)
+
+    def reaches(self, reach: Reach) -> bool:
+        """An allow matches every reading."""
+        return all(reach(m, p, self.queries) == OK for m in self.methods for p in self.paths)
+
+
+type Quick = tuple[
+    str, frozenset[str] | None, frozenset[str] | None, tuple[str, ...], Condition | None, Statement
+]
+"""A statement for a request that means one thing: id, methods, literal paths (None: any), prefixes of paths, the
+condition if those are not all of it, the statement."""
+
+
+def _quick(statement: Statement, *, strict: bool) -> Quick:
+    cond = statement.cond
+    methods = None if cond.methods is None else cond.methods if strict else cond.loose_methods
+    if cond.query is not None:
+        return statement.id, methods, frozenset(), (), cond, statement
+    if cond.templates is None:
+        return statement.id, methods, None, (), None, statement
+    paths = cond.strict if strict else cond.loose
+    more = None if paths.trie is None else cond
+    return statement.id, methods, paths.exact, paths.prefixes, more, statement
+
+
+class Inside:
+    """The residual policy for requests of one protocol."""
+
+    __slots__ = (
+        "_mute", "_plan", "_protocol", "_quick_allows", "_quick_denies", "_quick_gates", "allows", "asks", "denies", "gates",
+        "grants", "limits", "lost", "methodical", "quick", "report_allows", "report_denies", "report_gates", "steady",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, protocol: str) -> None:
+        port = plan.port
+
+        def strict(statements: Iterable[Statement]) -> tuple[tuple[str, Reach], ...]:
+            return tuple((s.id, s.cond.reach) for s in statements if s.cond.speaks(protocol, port))
+
+        def loose(statements: Iterable[Statement]) -> tuple[tuple[Statement, Hits], ...]:
+            return tuple((s, s.cond.hits) for s in statements if s.cond.touches(protocol, port))
+
+        self._plan, self._protocol = plan, protocol
+        self.allows, self.lost = strict(plan.allows), strict(plan.lost)
+        self.report_allows = strict(plan.report_allows)
+        self._mute = next((a.id for a in plan.allows if not a.cond.speaks(protocol, port)), None)
+        self.denies, self.report_denies = loose(plan.denies), loose(plan.report_denies)
+        self.gates, self.report_gates = loose(plan.gates), loose(plan.report_gates)
+        self.limits = tuple(
+            (statement, hit)
+            for statement, hit in plan.limits
+            if statement.cond.touches(protocol, port)
+            # Connections are counted when they open; plain HTTP has no CONNECT that could count its bytes.
+            and (hit.unit == "requests" or (hit.unit == "bytes" and protocol == "http"))
+        )
+        self.methodical = any(not settled(hit) for _, hit in self.limits)
+        self.steady = (
+            not self.report_denies
+            and not self.report_gates
+            and not any(
+                hit.unit == "requests" and (statement.cond.residual or statement.id in plan.lifts)
+                for statement, hit in self.limits
+            )
+        )
+        """Which allows match settles everything about a grant."""
+        self.asks = any(s.cond.query is not None for s in _everything(plan)) or any(
+            c.query is not None for conditions in plan.lifts.values() for c in conditions
+        )
+        """Some condition reads the query."""
+        self.grants: dict[object, Decision] = {}
+        self._quick_allows = tuple(
+            _quick(s, strict=True) for s in plan.allows if s.cond.speaks(protocol, port)
+        )
+        self._quick_denies = tuple(_quick(s, strict=False) for s, _ in self.denies)
+        self._quick_gates = tuple(_quick(s, strict=False) for s, _ in self.gates)
+        self.quick = (
+            self.steady
+            and not self.methodical
+            and plan.early is None
+            and not plan.never
+            and plan.address is None
+        )
+        """The short way can be tried."""
+
+    def judge(self, request: Request, gates: Gates, now: float) -> Decision:
+        """The verdict on a request with method and target."""
+        plan = self._plan
+        _, _, _, _, method, target, user, overrides = request
+        if (
+            self.quick
+            and not overrides
+            and method in STANDARD_METHODS
+            and target is not None
+            and len(target) <= SHORT
+            and clean_target(target) is not None
+        ):
+            path = target.partition("?")[0] if "?" in target else target
+            if "//" not in path and "/." not in path:
+                decision = self._short(method, path, target, gates, user, now)
+                if decision is not None:
+                    return decision
+        asked = self._read(method, target, overrides)
+        end = plan.until
+        if asked is None or method is None:
+            return _MALFORMED.decision(Lane.INSPECT, (), end)
+        names: Sequence[str] = ()
+        every: Sequence[str] = ()
+        refused = plan.early
+        if refused is None:
+            refused, names, every = self._allowed(asked)
+            if refused is not None and (lost := self._lost(asked)) is not None:
+                refused = lost
+            else:
+                for deny, hits in self.denies:
+                    if asked.hits(hits, plan.lifts.get(deny.id, ())):
+                        refused = Refused(Reason.DENIED_BY_RULE, deny.id)
+                        break
+            if refused is None and (plan.never or plan.address is not None) and plan.refused_address(every):
+                refused = Refused(Reason.ADDRESS_NOT_ALLOWED)
+            if refused is None and self.gates:
+                meant = [gate for gate, hits in self.gates if asked.hits(hits)]
+                if meant:
+                    refused, end = gates.refusal(meant, user, now), until(plan, user, now)
+        if refused is not None:
+            would = (
+                tuple(("would_allow", name) for name, reach in self.report_allows if asked.reaches(reach))
+                if self.report_allows
+                else ()
+            )
+            return refused.decision(Lane.INSPECT, would, end)
+        return self._grant(asked, names, every, gates, user, now, end)
+
+    def _short(
+        self, method: str, path: str, target: str, gates: Gates, user: User | None, now: float
+    ) -> Decision | None:
+        """A grant by one allow of a request that means one thing; None for everything else."""
+        granted: str | None = None
+        implied = method not in NEVER_IMPLIED
+        for name, methods, paths, prefixes, more, _ in self._quick_allows:
+            if (implied if methods is None else method in methods) and (
+                paths is None
+                or path in paths
+                or path.startswith(prefixes)
+                or (more is not None and more.reach(method, path, self._queries(target)) == OK)
+            ):
+                if granted is not None:
+                    return None
+                granted = name
+        if granted is None:
+            return None
+        if self._quick_denies or self._quick_gates:
+            folded = path.lower()
+            if folded[-1] == "/":
+                folded = folded[:-1]
+            for _, methods, paths, prefixes, more, _ in self._quick_denies:
+                if (methods is None or method in methods) and (
+                    paths is None
+                    or folded in paths
+                    or folded.startswith(prefixes)
+                    or (more is not None and more.hits(method, folded, self._queries(target)))
+                ):
+                    return None
+            meant = [
+                gate
+                for _, methods, paths, prefixes, more, gate in self._quick_gates
+                if (methods is None or method in methods)
+                and (
+                    paths is None
+                    or folded in paths
+                    or folded.startswith(prefixes)
+                    or (more is not None and more.hits(method, folded, self._queries(target)))
+                )
+            ]
+            if meant:
+                if gates.refusal(meant, user, now) is not None:
+                    return None
+                decision = self.grants.get(granted)
+                if decision is not None and user is not None and user.expires is not None:
+                    end = until(self._plan, user, now)
+                    return decision if end == decision.until else decision._replace(until=end)
+                return decision
+        return self.grants.get(granted)
+
+    def _queries(self, target: str) -> tuple[Query, ...]:
+        return query_readings(target) if self.asks and "?" in target else _NO_QUERY
+
+    def _read(self, method: str | None, target: str | None, overrides: tuple[str, ...]) -> Asked | None:
+        """Every reading of the request; None if it is malformed."""
+        if method is None or target is None or len(overrides) > MAX_OVERRIDES:
+            return None
+        if method not in STANDARD_METHODS and not _TOKEN(method):
+            return None
+        methods = (method, *(o.strip().upper() for o in overrides)) if overrides else (method,)
+        queries = _NO_QUERY
+        try:
+            check_target(target)
+            if not self._plan.looks:
+                return Asked(methods, _ROOT)
+            paths = spellings(target)
+            if "?" in target:
+                queries = query_readings(target)
+        except PathError:
+            return None
+        return Asked(methods, paths, queries)
+
+    def _allowed(self, asked: Asked) -> tuple[Refused | None, Sequence[str], Sequence[str]]:
+        """AND over all readings: a refusal, the allows that match some reading, those that match every one."""
+        allows, queries, plan = self.allows, asked.queries, self._plan
+        names: Sequence[str] | None = None
+        every: Sequence[str] = ()
+        worst: Refused | None = None
+        for method in asked.methods:
+            for path in asked.paths:
+                furthest, near = (-1, None) if self._mute is None else (PROTOCOL, self._mute)
+                matched: list[str] = []
+                for name, reach in allows:
+                    reached = reach(method, path, queries)
+                    if reached == OK:
+                        matched.append(name)
+                    elif reached > furthest:
+                        furthest, near = reached, name
+                if names is None:
+                    names = every = matched
+                elif matched != every or matched != names:
+                    names = sorted({*names, *matched})
+                    every = [name for name in every if name in matched]
+                if not matched and plan.learn is None:
+                    if not plan.allows:
+                        furthest, near = plan.stage, plan.near
+                    worst = first(worst, Refused(stage_reason(furthest, self._protocol), None, near))
+        return worst, names or (), every
+
+    def _lost(self, asked: Asked) -> Refused | None:
+        """Whether it is the freshness ladder that refuses: an allow matched that does not survive offline."""
+        for name, reach in self.lost:
+            if asked.reaches(reach):
+                return Refused(Reason.POLICY_RESTRICTED, None, name)
+        return None
+
+    def _grant(
+        self, asked: Asked, names: Sequence[str], every: Sequence[str], gates: Gates, user: User | None, now: float,
+        end: float | None,
+    ) -> Decision:  # fmt: skip
+        """The decision of an allow. Kept by what can differ from one request to the next."""
+        would: tuple[tuple[str, str], ...] = ()
+        counted: tuple[int, ...] | None = None
+        if not self.steady:
+            would = self._would_deny(asked, gates, user, now)
+            counted = tuple(i for i, limit in enumerate(self.limits) if self._counts(*limit, asked))
+        method = asked.methods[0] if self.methodical else None
+        if method not in STANDARD_METHODS:
+            method = None
+        same = names == every
+        if same and len(names) == 1 and counted is None and method is None:
+            key: object = names[0]
+        else:
+            key = (*names, *(() if same else (None, *every)), would, counted, method)
+        decision = self.grants.get(key)
+        if decision is None:
+            decision = self._make(names, every, would, counted, method)
+            if len(self.grants) >= MAX_GRANTS:
+                self.grants.clear()
+            self.grants[key] = decision
+        return decision if end == decision.until else decision._replace(until=end)
+
+    def _make(
+        self, names: Sequence[str], every: Sequence[str], would: tuple[tuple[str, str], ...],
+        counted: tuple[int, ...] | None, method: str | None,
+    ) -> Decision:  # fmt: skip
+        plan = self._plan
+        rule = min(names) if names else plan.learn or ""
+        if not names and plan.learn is not None:
+            would = (*would, ("would_deny", plan.learn))
+        hits: list[LimitHit] = []
+        for place, (statement, hit) in enumerate(self.limits):
+            rules = statement.limit.rules if statement.limit is not None else None
+            if (counted is None or place in counted) and (rules is None or not rules.isdisjoint(names)):
+                hits.append(settle(hit, rule, method))
+        resolves = networks([a for a in plan.allows if a.id in every])
+        return Decision(True, None, rule, Lane.INSPECT, None, would, tuple(hits), None, resolves, plan.until)
+
+    def _counts(self, statement: Statement, hit: LimitHit, asked: Asked) -> bool:
+        """Whether a limit counts the request, whichever allows match."""
+        if hit.unit != "requests":
+            return True
+        return asked.hits(statement.cond.hits, self._plan.lifts.get(statement.id, ()))
+
+    def _would_deny(
+        self, asked: Asked, gates: Gates, user: User | None, now: float
+    ) -> tuple[tuple[str, str], ...]:
+        lifts = self._plan.lifts
+        would = [s.id for s, hits in self.report_denies if asked.hits(hits, lifts.get(s.id, ()))]
+        would += [
+            s.id
+            for s, hits in self.report_gates
+            if asked.hits(hits) and gates.refusal((s,), user, now) is not None
+        ]
+        return tuple(("would_deny", name) for name in would)
+
+
+def asked_of(request: Request) -> Asked:
+    """The readings of a request that was found well-formed. Raises `PathError` for another."""
+    target = request.target or "/"
+    methods = (request.method or "", *(o.strip().upper() for o in request.overrides))
+    return Asked(methods, spellings(target), query_readings(target))
+
+
+def _everything(plan: Plan) -> Iterable[Statement]:
+    for group in (plan.allows, plan.lost, plan.denies, plan.gates):
+        yield from group
+    for group in (plan.report_allows, plan.report_denies, plan.report_gates):
+        yield from group
+    for statement, _ in plan.limits:
+        yield statement
