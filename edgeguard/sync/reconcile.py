@@ -1,4 +1,4 @@
-"""Compares, on every cycle, what is on the disk, what is in force, what the head says and what was verified.
+"""Compares, on every cycle: the disk, what is in force, the head, the release manifest, and what was verified.
 
 Each difference has a class and an action. What a crash or a bad sector can explain heals itself: the
 verified bytes in memory are written again, the verified snapshot is put in force again. What only another
@@ -41,6 +41,8 @@ class DriftClass(StrEnum):
     """The verified policy has changed in memory."""
     HEAD_UNMET = "head_unmet"
     """The head names a bundle that is not in force."""
+    MANIFEST = "manifest"
+    """What is in force is not, and was not before, what the approved release manifest names."""
 
 
 class Action(StrEnum):
@@ -59,10 +61,11 @@ ACTIONS: Final = {
     DriftClass.GENERATION: Action.HEAL,
     DriftClass.TABLES: Action.HEAL,
     DriftClass.HEAD_UNMET: Action.HEAL,
+    DriftClass.MANIFEST: Action.FREEZE,
 }
 _QUIET: Final = frozenset({DriftClass.DISK_MISSING, DriftClass.HEAD_UNMET})
 """A full disk explains the one, and the refusal of the bundle speaks for the other; the rest are alarms."""
-ROLES: Final = ("root", "head", "bundle", "marks")
+ROLES: Final = ("root", "head", "bundle", "manifest", "marks")
 _ON_DISK: Final = frozenset(
     {DriftClass.DISK_MISSING, DriftClass.DISK_DAMAGED, DriftClass.DISK_FOREIGN, DriftClass.MARKS_BEHIND}
 )
@@ -164,7 +167,19 @@ def compare(
     if head is not None and (current is None or current.sha256 != head.bundle.sha256):
         detail = f"head {head.version} names bundle {head.bundle.version}, which is not in force"
         found.append(Drift(DriftClass.HEAD_UNMET, detail))
-    return found
+    return found + _manifest(state)
+
+
+def _manifest(state: TrustState) -> list[Drift]:
+    """A manifest for a newer bundle is a release on its way; any other difference is nobody's release."""
+    manifest, current = state.manifest, state.in_force
+    if not state.manifest_required or manifest is None or current is None:
+        return []
+    running = (current.bundle.version, current.identity)
+    if manifest.bundle == running or manifest.bundle.version > current.bundle.version:
+        return []
+    detail = f"manifest {manifest.version} names bundle {manifest.bundle.version}, {running[0]} is in force"
+    return [Drift(DriftClass.MANIFEST, detail)]
 
 
 def _stored(state: TrustState, disk: OnDisk, anchor: bytes) -> list[Drift]:
@@ -173,6 +188,7 @@ def _stored(state: TrustState, disk: OnDisk, anchor: bytes) -> list[Drift]:
         "root": state.root_bytes if state.root_bytes != anchor else None,
         "head": state.head_bytes or None,
         "bundle": state.in_force.data if state.in_force else None,
+        "manifest": state.manifest_bytes or None,
     }
     for role, data in expected.items():
         slot = disk.newest[role]

@@ -173,6 +173,43 @@ async def test_deciding_does_not_change_the_checksum(case):
         assert await checksum(Tables.load(decode_section(section))) != 0
 
 
+# The approved release
+
+
+@row("fault-F2-drift")
+async def test_what_no_release_approved_freezes(node, web, authority, case):
+    from edgeguard.bundle.manifest import BundleName, Manifest
+
+    state = node.updater.state
+    running = BundleName(state.in_force.bundle.version, state.in_force.identity)
+    manifest = Manifest(
+        authority.env,
+        1,
+        authority.now,
+        "sha256:" + "a" * 64,
+        "sha256:" + "b" * 64,
+        running,
+        state.in_force.policy_hash,
+        (state.in_force.policy_hash,),
+    )
+    reconciler = Reconciler(node.updater, lambda: node.snapshot, node.root)
+
+    async def kinds(bundle):
+        node.updater._state = replace(
+            state, manifest_required=True, manifest=replace(manifest, bundle=bundle), manifest_bytes=b""
+        )
+        return {drift.kind for drift in await reconciler.run(full=False)}
+
+    assert await kinds(running) == set()
+    assert await kinds(running._replace(version=2)) == set()  # a release on its way
+    assert await kinds(running._replace(identity="sha256:" + "c" * 64)) == {DriftClass.MANIFEST}
+    assert "manifest" in node.codes(alarm=True)
+    newer = authority.bundle(2)
+    web.publish(authority, head=authority.head(2, newer, 2), bundle=newer)
+    assert not (await node.refresh()).ok
+    assert (node.version, bool(node.updater.frozen)) == (1, True)
+
+
 # E15: a swap while requests run
 
 

@@ -92,7 +92,8 @@ async def test_a_rotated_head_key_takes_back_a_version_that_ran_ahead(put, autho
     assert (await put(rotated.head(2, bundle))).version == 2
 
 
-async def test_nothing_older_and_nothing_twice(put, authority):
+@pytest.mark.parametrize("case", [pytest.param(None, id="threat-publish")])
+async def test_nothing_older_and_nothing_twice(put, authority, case):
     old, new = authority.bundle(1), authority.bundle(3)
     await put(new)
     await put(authority.head(5, new, 3))
