@@ -12,7 +12,7 @@ from nacl.signing import VerifyKey
 from edgeguard.bundle.documents import BlobRef, Head
 from edgeguard.bundle.envelope import Envelope
 from edgeguard.bundle.testkeys import loopback_only, published
-from edgeguard.bundle.trust import BundleOffered, HeadOffered, RootOffered, TrustState
+from edgeguard.bundle.trust import BundleOffered, HeadOffered, ManifestOffered, RootOffered, TrustState
 
 FILE = Path(__file__).parent.parent / "vectors" / "vectors.json"
 VECTORS = json.loads(FILE.read_text())
@@ -40,15 +40,18 @@ def test_the_stages_hang_together(name):
     assert Envelope.parse(data).payload == payload
 
 
-def test_the_history_ends_as_it_says():
-    state = TrustState.start(bytes.fromhex(VECTORS["documents"]["root-1"]["envelope"]), "prod")
+@pytest.mark.parametrize("history", ["history", "required"])
+def test_the_history_ends_as_it_says(history):
+    more = {"app": "sha256:" + hashlib.sha256(b"app").hexdigest()} if history == "required" else {}
+    state = TrustState.start(bytes.fromhex(VECTORS["documents"]["root-1"]["envelope"]), "prod", **more)
     node = Node(state)
-    for item in VECTORS["history"]:
+    for item in VECTORS[history]:
         data = bytes.fromhex(item["data"])
         event = {
             "root": lambda data=data, item=item: RootOffered(data, item["version"]),
             "head": lambda data=data: HeadOffered(data),
             "bundle": lambda data=data: BundleOffered(data),
+            "manifest": lambda data=data: ManifestOffered(data),
         }[item["event"]]()
         effects = node.offer(event, item["now"])
         assert (code(effects) or "accepted") == item["verdict"], item["why"]

@@ -18,6 +18,7 @@ from edgeguard.bundle.documents import (
     media_type,
 )
 from edgeguard.bundle.envelope import Envelope, Signature, identity, pae, seal, sign
+from edgeguard.bundle.manifest import BundleName, Manifest
 from edgeguard.bundle.testkeys import published
 
 FILE = Path(__file__).with_name("vectors.json")
@@ -61,6 +62,11 @@ def make():
     bundle = Bundle("prod", 1, T0, T0, T0 + 604_800, section, grace_s=3600, audience=())
     sealed = seal(media_type(Kind.BUNDLE, "prod"), bundle.to_payload(), keys("release-1", "release-2"))
     ref = BlobRef(1, hashlib.sha256(sealed).hexdigest(), len(sealed))
+    named = BundleName(1, identity(bundle.to_payload()))
+    policy, reserved = build.policy_hash(section), BundleName(3, digest("the way back"))
+    manifest = Manifest(
+        *("prod", 1, T0, digest("app"), digest("infra"), named, policy, (policy,), {"beta": True}, reserved)
+    )
     head = Head("prod", T0 + 1, T0 + 1, T0 + 3601, {"bundle": ref}, 0)
     return {
         "warning": "PUBLISHED TEST KEYS. Anybody can sign with them. Never trust them.",
@@ -85,9 +91,52 @@ def make():
             "root-2": stages(Kind.ROOT, "", root2.to_payload(), ("root-2", "root-3")),
             "bundle-1": stages(Kind.BUNDLE, "prod", bundle.to_payload(), ("release-1", "release-2")),
             "head-1": stages(Kind.HEAD, "prod", head.to_payload(), ("head-1",)),
+            "manifest-1": stages(Kind.MANIFEST, "prod", manifest.to_payload(), ("release-1",)),
         },
         "history": history(root1, bundle, head, sealed),
+        "required": required(bundle, head, sealed, manifest),
     }
+
+
+def digest(text):
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def required(bundle, head, sealed, manifest):
+    """Events for a node that starts from root 1 for `prod` and requires a manifest that names `app`."""
+
+    def papers(document, *names):
+        return seal(media_type(Kind.MANIFEST, "prod"), document.to_payload(), keys(*names))
+
+    def heads(seconds, paper, number, blob=sealed, blob_version=1):
+        members = {
+            "bundle": BlobRef(blob_version, hashlib.sha256(blob).hexdigest(), len(blob)),
+            "manifest": BlobRef(number, hashlib.sha256(paper).hexdigest(), len(paper)),
+        }
+        times = {"version": T0 + seconds, "issued_at": T0 + seconds, "expires_at": T0 + seconds + 3600}
+        made = replace(head, **times, members=members)
+        return seal(media_type(Kind.HEAD, "prod"), made.to_payload(), keys("head-1"))
+
+    good, other = papers(manifest, "release-1"), papers(replace(manifest, app=digest("other")), "release-1")
+    second = replace(bundle, version=3, issued_at=T0 + 10)
+    blob = seal(media_type(Kind.BUNDLE, "prod"), second.to_payload(), keys("release-1", "release-2"))
+    taken = replace(manifest, version=2, bundle=BundleName(3, identity(second.to_payload())), rollback=None)
+    taken_paper = papers(taken, "release-1")
+    bare = seal(media_type(Kind.HEAD, "prod"), head.to_payload(), keys("head-1"))
+    return [
+        offer("head", bare, T0 + 2, "manifest_mismatch", "the head counts, but names no manifest"),
+        offer("head", heads(2, other, 1), T0 + 3, "accepted", "names a manifest"),
+        offer("manifest", other, T0 + 3, "manifest_mismatch", "for another application"),
+        offer("bundle", sealed, T0 + 3, "manifest_mismatch", "a bundle without a manifest"),
+        offer("head", heads(3, good, 1), T0 + 4, "accepted", "names another manifest"),
+        offer("manifest", papers(manifest, "head-1"), T0 + 4, "hash_mismatch", "not the blob that is named"),
+        offer("manifest", good, T0 + 4, "accepted", "the first manifest"),
+        offer("bundle", sealed, T0 + 4, "accepted", "the bundle that it names"),
+        offer("head", heads(10, taken_paper, 2, blob, 3), T0 + 11, "accepted", "names bundle 3"),
+        offer(
+            "manifest", taken_paper, T0 + 11, "manifest_mismatch", "version 3 is reserved for another bundle"
+        ),
+    ]
 
 
 def offer(event, data, now, verdict, why, **more):
