@@ -8,11 +8,9 @@ import pytest
 PACKAGES = {
     "curl": "curl",
     "git": "git",
-    "node": "nodejs",
+    "nginx": "nginx-light",
     "openssl": "openssl",
-    "opa": "opa",
     "squid": "squid",
-    "wrk": "wrk",
 }
 """Program to Debian package."""
 
