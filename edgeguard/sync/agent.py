@@ -225,12 +225,11 @@ class SyncAgent:
 
     async def _watch_ladder(self, updater: Updater) -> None:
         """Reports the state when a deadline has moved it, beside all polling."""
-        last = self._ladder() if self.config.urls else None
-        if last is Ladder.CLOSED:  # before the first fetch that says nothing
-            await asyncio.sleep(LADDER_TICK_S)
+        last: Ladder | None = None
         while True:
             ladder = self._ladder()
-            if ladder is not last:
+            # Closed says nothing before the servers have been asked once.
+            if ladder is not last and (self._cycles or ladder is not Ladder.CLOSED):
                 last = ladder
                 detail = f"the policy in force is {ladder}"
                 updater.note(EventKind.LADDER, ladder, detail, alarm=ladder is not Ladder.FRESH)

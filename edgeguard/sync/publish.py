@@ -14,7 +14,7 @@ from edgeguard.bundle.envelope import Envelope
 from edgeguard.bundle.refusal import Refusal
 from edgeguard.sync.fetch import check_url, new_session
 
-_ORDER: Final = (Kind.ROOT, Kind.BUNDLE, Kind.HEAD)
+_ORDER: Final = (Kind.ROOT, Kind.BUNDLE, Kind.MANIFEST, Kind.HEAD)
 """A head may only name what is there, and is judged by the newest root."""
 _REPLY_BYTES: Final = 64 * 1024
 

@@ -628,7 +628,7 @@ def test_many_roots(current, repo):
 
 
 def test_a_long_history(current, repo):
-    """Thirty steps of an ordinary year, each judged."""
+    """Sixteen steps of an ordinary year, each judged."""
     steps: list[Callable[[], object]] = [
         repo.publish,
         repo.put_head,
@@ -636,7 +636,7 @@ def test_a_long_history(current, repo):
         repo.publish,
         lambda: repo.put_head(quarantine=1),
     ]
-    for number in range(30):
+    for number in range(16):
         step = steps[number % 4]
         step()
         assert current.refresh().code == 0, number

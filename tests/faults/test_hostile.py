@@ -128,7 +128,7 @@ async def test_a_quarantine_takes_effect_within_one_poll_on_a_full_disk(world, m
     place(world.directory / "test" / "head", authority.head(2, authority.bundle(1), quarantine=1))
     await world.until(lambda: world.guard.judge(QUESTION).reason is Reason.QUARANTINED)
     assert time.monotonic() - began < 1.0  # the poll is 50 ms here
-    assert not world.agent.persisted
+    await world.until(lambda: not world.agent.persisted)  # what tightens comes before what is stored
     assert world.agent.status()["persisted"] is False
     monkeypatch.undo()
     await world.until(lambda: world.agent.persisted)

@@ -346,3 +346,10 @@ def test_every_cycle_compares(served, start, begin, watcher, authority, tmp_path
     watcher.until(lambda: agent.counts["drift", "disk_damaged"] == 1)
     watcher.until(lambda: not any(agent.drifting.values()))
     assert agent.status()["drift"] == []
+
+
+async def test_a_node_that_never_gets_a_policy_says_so(begin, watcher):
+    begin("http://127.0.0.1:9/")
+    watcher.until(lambda: any(event.kind == "ladder" for event in watcher.events))
+    (event,) = [event for event in watcher.events if event.kind == "ladder"]
+    assert (event.code, event.alarm) == ("closed", True)
