@@ -15,12 +15,13 @@ from typing import Final, NamedTuple
 from edgeguard.bundle.documents import Bundle, Environment, Head, Kind, Root, check_type
 from edgeguard.bundle.envelope import Envelope, identity
 from edgeguard.bundle.refusal import Refusal, RefusalCode
+from edgeguard.bundle.signing import release
 from edgeguard.server.repository import Location, Repository, blob_location, head_location, root_location
 
 SLACK_S: Final = 300
 """How far a signer's clock may be ahead of ours."""
 _TYPE: Final = re.compile(
-    r"application/vnd\.edgeguard\.(root|head|bundle)\.v1\+msgpack(?:;env=([a-z0-9-]{1,32}))?"
+    r"application/vnd\.edgeguard\.(root|head|bundle|manifest)\.v1\+msgpack(?:;env=([a-z0-9-]{1,32}))?"
 )
 _CONFLICTS: Final = frozenset(
     {
@@ -97,6 +98,9 @@ class Publisher:
                 raise Refusal(RefusalCode.ENV, f"the root knows no environment {match[2]!r}")
             if match[1] == Kind.BUNDLE:
                 location, version = await self._bundle(data, envelope, match[2], environment)
+            elif match[1] == Kind.MANIFEST:
+                found = release(data, hashlib.sha256(data).hexdigest(), match[2], environment)
+                location, version = blob_location(data), found.ref.version
             else:
                 location, version = await self._head(envelope, match[2], environment)
         stored = await self._repository.read(location)
@@ -174,6 +178,8 @@ class Publisher:
             blob = await self._repository.read(Location("blobs", ref.sha256, immutable=True))
             if blob is None or len(blob) != ref.length or hashlib.sha256(blob).hexdigest() != ref.sha256:
                 raise Refusal(RefusalCode.MEMBER_MISSING, f"publish the {member} {ref.sha256[:16]}… first")
+            if member == Kind.MANIFEST:
+                _check_manifest(blob, name, environment, offered)
             if member == Kind.BUNDLE:
                 sealed = Envelope.parse(blob, size=self._repository.cap)
                 bundle = await asyncio.to_thread(_verified_bundle, sealed, name, environment, len(blob))
@@ -230,6 +236,19 @@ def _verified_head(envelope: Envelope, name: str, environment: Environment) -> H
     if head.environment != name:
         raise Refusal(RefusalCode.ENV, f"the head says {head.environment!r} inside")
     return head
+
+
+def _check_manifest(blob: bytes, name: str, environment: Environment, head: Head) -> None:
+    """Refuses a manifest that nodes would not take together with this head."""
+    ref = head.members[Kind.MANIFEST]
+    named = release(blob, ref.sha256, name, environment).manifest
+    if named.version != ref.version:
+        raise Refusal(RefusalCode.VERSION_MISMATCH, f"the manifest is version {named.version}")
+    if named.bundle.version != head.bundle.version:
+        raise Refusal(
+            RefusalCode.MANIFEST_MISMATCH,
+            f"manifest {named.version} names bundle {named.bundle.version}, the head another",
+        )
 
 
 def _verified_bundle(envelope: Envelope, name: str, environment: Environment, size: int) -> Bundle:
