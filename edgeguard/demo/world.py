@@ -53,6 +53,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.http, self.tls, self.proxy, self.admin, self.server = _free_ports(5)
+        self.head_lifetime_s, self.grace_s = HEAD_LIFETIME_S, GRACE_S
         self.verifier = Verifier()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.repository = folder / "repository"
@@ -95,7 +96,14 @@ class World:
         signed = self.folder / f"bundle-{version}.signed"
         self.run(
             *("bundle", "build", "policy", "--environment", "demo", "--version", str(version)),
-            *("--lifetime", f"{lifetime_s}s", "--grace", f"{GRACE_S}s", "--out", f"bundle-{version}.payload"),
+            *(
+                "--lifetime",
+                f"{lifetime_s}s",
+                "--grace",
+                f"{self.grace_s}s",
+                "--out",
+                f"bundle-{version}.payload",
+            ),
         )
         self.run(
             *("bundle", "sign", f"bundle-{version}.payload", "--sources", "policy"),
@@ -127,7 +135,7 @@ class World:
         self.start(
             "head",
             *("head", "--watch", "--dir", "repository", "--environment", "demo", "--key", "keys/head.key"),
-            *("--lifetime", f"{HEAD_LIFETIME_S}s", "--every", "1s"),
+            *("--lifetime", f"{self.head_lifetime_s}s", "--every", "1s"),
         )
 
     def start_upstreams(self) -> None:
