@@ -223,6 +223,7 @@ class Place(World):
 
     def __init__(self, folder: Path, keys: Path, *, websocket_port: int = 443, resolver: str = "") -> None:
         super().__init__(folder)
+        self.head_lifetime_s, self.grace_s = 60, 3
         shutil.copytree(keys, folder, dirs_exist_ok=True)
         self.files = folder / "files"
         self.files.mkdir()
