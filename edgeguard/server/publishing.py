@@ -164,16 +164,7 @@ class Publisher:
             raise Refusal(RefusalCode.LIFETIME, f"a head may live {environment.caps.head_lifetime_s} s")
         current = await self._current(name, environment)
         if current is not None:
-            if offered.version < current.version:
-                raise Refusal(
-                    RefusalCode.ROLLBACK_HEAD, f"head {offered.version} offered, {current.version} is there"
-                )
-            if offered.version == current.version and offered != current:
-                raise Refusal(
-                    RefusalCode.EQUIVOCATION, f"head {offered.version} is published with another content"
-                )
-            if offered.version - current.version > environment.caps.version_jump:
-                raise Refusal(RefusalCode.VERSION_JUMP, f"from {current.version} to {offered.version}")
+            _check_order(offered, current, environment)
         for member, ref in offered.members.items():
             blob = await self._repository.read(Location("blobs", ref.sha256, immutable=True))
             if blob is None or len(blob) != ref.length or hashlib.sha256(blob).hexdigest() != ref.sha256:
@@ -227,6 +218,17 @@ def _next_root(envelope: Envelope, before: Root | None, version: int) -> Root:
     if root.version != version:
         raise Refusal(RefusalCode.VERSION_MISMATCH, f"root {root.version} where {version} is expected")
     return root
+
+
+def _check_order(offered: Head, current: Head, environment: Environment) -> None:
+    if offered.version < current.version:
+        raise Refusal(
+            RefusalCode.ROLLBACK_HEAD, f"head {offered.version} offered, {current.version} is there"
+        )
+    if offered.version == current.version and offered != current:
+        raise Refusal(RefusalCode.EQUIVOCATION, f"head {offered.version} is published with another content")
+    if offered.version - current.version > environment.caps.version_jump:
+        raise Refusal(RefusalCode.VERSION_JUMP, f"from {current.version} to {offered.version}")
 
 
 def _verified_head(envelope: Envelope, name: str, environment: Environment) -> Head:
