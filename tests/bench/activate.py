@@ -30,7 +30,7 @@ def measure(run: Run) -> dict[str, float]:
     figures: dict[str, float] = {}
     for size in run.pick((1000,), (1000, 10_000, 100_000)):
         took, stalls = [], []
-        for _ in range(run.pick(2, 3 if size > 10_000 else 5)):
+        for _ in range(run.pick(2, 2 if size > 10_000 else 5)):
             one, stall = uvloop.run(_once(size))
             took.append(one)
             stalls.append(stall)
