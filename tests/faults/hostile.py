@@ -8,10 +8,10 @@ Prints its port. Serves DIRECTORY honestly until a file `mode` there names a way
 import asyncio
 import gzip
 import sys
+from functools import partial
 from pathlib import Path
 
-DIRECTORY = Path(sys.argv[1])
-BOMB = gzip.compress(bytes(50_000_000))
+BOMB_BYTES = 50_000_000
 
 
 async def slow(writer, _body):
@@ -52,8 +52,9 @@ async def endless_headers(writer, _body):
 
 
 async def bomb(writer, _body):
-    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB)
-    writer.write(head + BOMB)
+    data = gzip.compress(bytes(BOMB_BYTES), 1)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(data)
+    writer.write(head + data)
     await writer.drain()
 
 
@@ -103,13 +104,13 @@ MODES = {
 }  # fmt: skip
 
 
-async def serve(reader, writer):
+async def serve(directory, reader, writer):
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
         path = raw.split(b" ")[1].decode().removeprefix("/")
-        mode = DIRECTORY / "mode"
+        mode = directory / "mode"
         harm = mode.read_text() if mode.exists() else ""
-        file = DIRECTORY / path
+        file = directory / path
         body = file.read_bytes() if file.is_file() else b""
         if harm and body:
             await MODES[harm](writer, body)
@@ -125,7 +126,7 @@ async def serve(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(partial(serve, Path(sys.argv[1])), "127.0.0.1", 0)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     async with server:
