@@ -8,8 +8,11 @@ from edgeguard.bundle import build
 from edgeguard.bundle.documents import Bundle, Kind, media_type
 from edgeguard.bundle.envelope import Envelope, identity, seal
 from edgeguard.bundle.manifest import BundleName, Manifest
+from edgeguard.bundle.trust import TrustState
 from edgeguard.server.publishing import Publisher, PublishRefused
 from edgeguard.server.repository import Repository
+from edgeguard.settings import SettingsError, load_settings
+from edgeguard.sync.config import SyncConfig
 from tests.sync.signing import key, lay_out, policy_for, ref
 
 APP, OTHER = ("sha256:" + digit * 64 for digit in "12")
@@ -135,3 +138,29 @@ async def test_publishing(tmp_path, authority, bundles):
     stolen = seal(media_type(Kind.MANIFEST, authority.env), Envelope.parse(manifest).payload, [key("head-a")])
     with pytest.raises(PublishRefused, match="key_unknown"):
         await publisher.publish(stolen)
+
+
+@pytest.mark.parametrize(
+    ("text", "required", "app"),
+    [
+        ("", False, ""),
+        ('manifest = "required"', True, ""),
+        (f'app = "{APP}"', True, APP),
+    ],
+)
+def test_a_configuration_asks_for_it(tmp_path, authority, text, required, app):
+    path = tmp_path / "edgeguard.toml"
+    path.write_text(f'environment = "test"\n[trust]\n{text}\n')
+    config = SyncConfig.from_settings(load_settings(path, {}))
+    state = TrustState.start(
+        authority.root(), "test", manifest_required=config.manifest_required, app=config.app
+    )
+    assert (state.manifest_required, state.app) == (required, app)
+
+
+@pytest.mark.parametrize("text", ['manifest = "maybe"', 'app = "latest"', 'app = "sha256:12"'])
+def test_a_configuration_that_says_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "edgeguard.toml"
+    path.write_text(f'environment = "test"\n[trust]\n{text}\n')
+    with pytest.raises(SettingsError, match=r"trust\.(manifest|app)"):
+        load_settings(path, {})
