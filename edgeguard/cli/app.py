@@ -54,24 +54,36 @@ for group in (init, policy, keys, bundle, release, head, publish, server, sync, 
 
 def run() -> None:
     """Runs the command line; expected failures end it with one message and a non-zero exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        # Told apart only now: naming the classes takes imports that `--help` and `keygen` do not need.
+        message = _message(error)
+        if message is None:
+            raise
+        fail(message)
+
+
+def _message(error: Exception) -> str | None:
+    """What to say about an expected failure; None for a defect of the program."""
     from edgeguard.bundle.keys import KeyFileError
     from edgeguard.bundle.refusal import Refusal
     from edgeguard.policy.source import PolicyErrors
     from edgeguard.settings import SettingsError
 
-    try:
-        app()
-    except (PolicyErrors, SettingsError, KeyFileError) as error:
-        fail(str(error))
-    except Refusal as error:
-        fail(f"refused: {error}")
-    except FileNotFoundError as error:
-        fail(f"{error.filename}: no such file or folder")
-    except PermissionError as error:
-        fail(f"{error.filename}: permission denied")
-    except IsADirectoryError as error:
-        fail(f"{error.filename}: is a folder, not a file")
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    match error:
+        case PolicyErrors() | SettingsError() | KeyFileError():
+            return str(error)
+        case Refusal():
+            return f"refused: {error}"
+        case FileNotFoundError(filename=name) if name:
+            return f"{name}: no such file or folder"
+        case PermissionError(filename=name) if name:
+            return f"{name}: permission denied"
+        case IsADirectoryError(filename=name) if name:
+            return f"{name}: is a folder, not a file"
+        case OSError(filename=name, strerror=text):
+            return f"{name}: {text}" if name and text else str(error) or type(error).__name__
+    return None

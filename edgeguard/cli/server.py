@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from edgeguard.cli.console import err, fail
-from edgeguard.settings.values import split_address
 
 TOKEN_VARIABLE = "EDGEGUARD_PUBLISH_TOKENS"  # noqa: S105 - the name of a variable
 
@@ -44,6 +43,7 @@ def server(
         from edgeguard.server.run import listen as bind
         from edgeguard.server.run import new_server
         from edgeguard.server.tokens import PublishTokens
+        from edgeguard.settings.values import split_address
     except ModuleNotFoundError as error:
         fail(f"the bundle server needs the package {error.name}; run: pip install 'edgeguard[server]'")
     if (certificate is None) != (key is None):
