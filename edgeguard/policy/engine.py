@@ -15,7 +15,7 @@ from edgeguard.policy.admit import Addresses
 from edgeguard.policy.connect import connection, gated_tunnel
 from edgeguard.policy.decision import Admission, Decision
 from edgeguard.policy.gates import Gates
-from edgeguard.policy.inside import Inside
+from edgeguard.policy.inside import Inside, Recent
 from edgeguard.policy.kinds import Kind
 from edgeguard.policy.plan import Plan, Planner, suffixes
 from edgeguard.policy.refusal import Refused
@@ -38,7 +38,17 @@ type _Lone = tuple[int, frozenset[str] | None, Decision, Plan]
 class Engine:
     """Decides. `tables` are loaded and checked; `nat64` are the NAT64 prefixes of the network."""
 
-    __slots__ = ("_addresses", "_gates", "_lone", "_lone_old", "_memo", "_old", "planner", "tables")
+    __slots__ = (
+        "_addresses",
+        "_gates",
+        "_lone",
+        "_lone_old",
+        "_memo",
+        "_old",
+        "_recent",
+        "planner",
+        "tables",
+    )
 
     def __init__(self, tables: Tables, *, nat64: Sequence[IPv6Network] = (WELL_KNOWN,)) -> None:
         self.tables = tables
@@ -47,6 +57,7 @@ class Engine:
         self._addresses = Addresses(tables, self.planner, self._gates)
         self._memo: dict[_Key, Plan] = {}
         self._old: dict[_Key, Plan] = {}
+        self._recent = Recent()
         self._lone: dict[str, _Lone] = {}
         self._lone_old: dict[str, _Lone] = {}
 
@@ -60,7 +71,7 @@ class Engine:
 
         Raises nothing for any canonical request; a malformed method or target is a refusal.
         """
-        client, host, port, protocol, method, target, user, _ = request
+        client, host, port, protocol, method, target, user, overrides = request
         lone = self._lone.get(host)
         if (
             lone is not None
@@ -82,8 +93,8 @@ class Engine:
             return gated_tunnel(plan, decision, protocol, self._gates, user, now)
         inside = plan.inside.get(protocol)
         if inside is None:
-            inside = plan.inside[protocol] = Inside(plan, protocol)
-        return inside.judge(request, self._gates, now)
+            inside = plan.inside[protocol] = Inside(plan, protocol, self._recent)
+        return inside.judge(method, target, user, overrides, self._gates, now)
 
     def plan(self, request: Request, now: float, *, restricted: bool = False) -> Plan:
         """The residual policy for the request's destination."""

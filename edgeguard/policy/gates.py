@@ -7,10 +7,10 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.policy.refusal import Refused, first
 from edgeguard.policy.regions import overlap
 from edgeguard.policy.request import User
-from edgeguard.policy.statements import Gate, Statement
+from edgeguard.policy.statements import Statement
 
 MAX_REGIONS: Final = 4096
-"""Answers kept of whether a region is one of a gate's."""
+"""Answers kept per gate of whether a region is one of its own."""
 
 
 class Gates:
@@ -20,43 +20,45 @@ class Gates:
 
     def __init__(self, groups: Mapping[str, tuple[str, ...]]) -> None:
         self._groups = groups
-        self._meant: dict[tuple[frozenset[str], str | None], bool] = {}
+        self._meant: dict[str, dict[str | None, bool]] = {}
 
     def refusal(self, statements: Iterable[Statement], user: User | None, now: float) -> Refused | None:
         """The refusal of gates that match, first on the ladder, then in the order given; None if all are passed."""
-        if user is not None and not user.invalid and user.expires is not None and user.expires <= now:
-            user = None
+        region: str | None = None
+        if user is not None:
+            low, high, assurance, region, expires, invalid, _ = user
+            if invalid:
+                region = None
+            elif expires is not None and expires <= now:
+                user = region = None
         worst: Refused | None = None
         for statement in statements:
             gate = statement.gate
-            if gate is not None and (reason := self._reason(gate, user)) is not None:
-                worst = first(worst, Refused(reason, statement.id, None, gate.required))
+            if gate is None:
+                continue
+            age, wanted, _, _, regions, required = gate
+            if regions is not None:
+                known = self._meant.get(statement.id)
+                meant = None if known is None else known.get(region)
+                if not (self._look_up(statement.id, regions, region) if meant is None else meant):
+                    continue
+            if user is not None and not invalid:
+                if assurance is None or (wanted is not None and assurance < wanted):
+                    reason = Reason.AGE_VERIFICATION_REQUIRED
+                elif high is not None and high < age:
+                    reason = Reason.AGE_BELOW_MINIMUM
+                elif low is None or low < age:
+                    reason = Reason.AGE_VERIFICATION_REQUIRED
+                else:
+                    continue
+            else:
+                reason = Reason.AGE_VERIFICATION_REQUIRED if user is None else Reason.AGE_TOKEN_INVALID
+            worst = first(worst, Refused(reason, statement.id, None, required))
         return worst
 
-    def _reason(self, gate: Gate, user: User | None) -> Reason | None:
-        age, wanted, _, _, regions, _ = gate
-        if regions is not None:
-            region = None if user is None or user.invalid else user.region
-            meant = self._meant.get((regions, region))
-            if meant is None:
-                meant = self._look_up(regions, region)
-            if not meant:
-                return None
-        if user is None:
-            return Reason.AGE_VERIFICATION_REQUIRED
-        low, high, assurance, _, _, invalid, _ = user
-        if invalid:
-            return Reason.AGE_TOKEN_INVALID
-        if assurance is None or (wanted is not None and assurance < wanted):
-            return Reason.AGE_VERIFICATION_REQUIRED
-        if high is not None and high < age:
-            return Reason.AGE_BELOW_MINIMUM
-        if low is None or low < age:
-            return Reason.AGE_VERIFICATION_REQUIRED
-        return None
-
-    def _look_up(self, regions: frozenset[str], region: str | None) -> bool:
-        if len(self._meant) >= MAX_REGIONS:
-            self._meant.clear()
-        meant = self._meant[regions, region] = overlap(region, regions, self._groups)
+    def _look_up(self, gate: str, regions: frozenset[str], region: str | None) -> bool:
+        known = self._meant.setdefault(gate, {})
+        if len(known) >= MAX_REGIONS:
+            known.clear()
+        meant = known[region] = overlap(region, regions, self._groups)
         return meant

@@ -31,6 +31,8 @@ from edgeguard.policy.request import Request, User
 from edgeguard.policy.statements import Statement
 
 MAX_OVERRIDES: Final = 4
+MAX_RECENT: Final = 4096
+"""Requests that are known again, per engine."""
 MAX_GRANTS: Final = 256
 """Decisions kept per plan and protocol."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}\Z").match
@@ -73,6 +75,19 @@ class Asked:
         return all(reach(m, p, self.queries) == OK for m in self.methods for p in self.paths)
 
 
+type Granted = tuple[Decision, list[Statement]]
+"""A grant, and the gates that the person still has to pass."""
+
+
+class Recent(dict["tuple[Inside, str | None, str | None]", Granted]):
+    """What was granted lately, by method and target; shared by all plans of an engine, so that its size is bounded."""
+
+    def keep(self, key: "tuple[Inside, str, str]", granted: Granted) -> None:
+        if len(self) >= MAX_RECENT:
+            self.clear()
+        self[key] = granted
+
+
 type Quick = tuple[
     str, frozenset[str] | None, frozenset[str] | None, tuple[str, ...], Condition | None, Statement
 ]
@@ -92,16 +107,36 @@ def _quick(statement: Statement, *, strict: bool) -> Quick:
     return statement.id, methods, paths.exact, paths.prefixes, more, statement
 
 
+def _met(
+    quicks: Iterable[Quick], method: str, folded: Sequence[str], queries: tuple[Query, ...]
+) -> list[Statement]:
+    """The restrictive statements that match some path."""
+    met: list[Statement] = []
+    for _, methods, literals, prefixes, more, statement in quicks:
+        if methods is None or method in methods or method.upper() in methods:
+            for path in folded:
+                if (
+                    literals is None
+                    or path in literals
+                    or path.startswith(prefixes)
+                    or (more is not None and more.hits(method, path, queries))
+                ):
+                    met.append(statement)
+                    break
+    return met
+
+
 class Inside:
     """The residual policy for requests of one protocol."""
 
     __slots__ = (
-        "_mute", "_plan", "_protocol", "_quick_allows", "_quick_denies", "_quick_gates", "allows", "asks", "denies", "gates",
-        "grants", "limits", "lost", "methodical", "quick", "report_allows", "report_denies", "report_gates", "steady",
+        "_mute", "_plan", "_protocol", "_quick", "_quick_allows", "_quick_denies", "_quick_gates", "_recent", "allows", "asks", "denies", "gates",
+        "grants", "limits", "lost", "methodical", "report_allows", "report_denies", "report_gates", "steady",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, protocol: str) -> None:
+    def __init__(self, plan: Plan, protocol: str, recent: "Recent") -> None:
         port = plan.port
+        self._recent = recent
 
         def strict(statements: Iterable[Statement]) -> tuple[tuple[str, Reach], ...]:
             return tuple((s.id, s.cond.reach) for s in statements if s.cond.speaks(protocol, port))
@@ -142,8 +177,9 @@ class Inside:
         )
         self._quick_denies = tuple(_quick(s, strict=False) for s, _ in self.denies)
         self._quick_gates = tuple(_quick(s, strict=False) for s, _ in self.gates)
-        self.quick = (
+        self._quick = (
             self.steady
+            and not self.report_allows
             and not self.methodical
             and plan.early is None
             and not plan.never
@@ -151,27 +187,80 @@ class Inside:
         )
         """The short way can be tried."""
 
-    def judge(self, request: Request, gates: Gates, now: float) -> Decision:
+    def judge(
+        self, method: str | None, target: str | None, user: User | None, overrides: tuple[str, ...], gates: Gates, now: float,
+    ) -> Decision:  # fmt: skip
         """The verdict on a request with method and target."""
-        plan = self._plan
-        _, _, _, _, method, target, user, overrides = request
-        if (
-            self.quick
-            and not overrides
-            and method in STANDARD_METHODS
-            and target is not None
-            and len(target) <= SHORT
-            and clean_target(target) is not None
-        ):
-            path = target.partition("?")[0] if "?" in target else target
+        quick = self._quick and not overrides
+        known = self._recent.get((self, method, target)) if quick else None
+        if known is None:
+            if method is None or target is None or (method not in STANDARD_METHODS and not _TOKEN(method)):
+                return _MALFORMED.decision(Lane.INSPECT, (), self._plan.until)
+            paths, queries = self._read(target)
+            if paths is None or len(overrides) > MAX_OVERRIDES:
+                return _MALFORMED.decision(Lane.INSPECT, (), self._plan.until)
+            known = self._short(method, paths, queries) if quick else None
+            if known is None:
+                methods = (method, *(o.strip().upper() for o in overrides))
+                return self._whole(Asked(methods, paths, queries), gates, user, now)
+            if len(target) <= SHORT:
+                self._recent.keep((self, method, target), known)
+        decision, meant = known
+        if not meant:
+            return decision
+        refused = gates.refusal(meant, user, now)
+        if refused is not None:
+            return refused.decision(Lane.INSPECT, (), until(self._plan, user, now))
+        if user is None or user.expires is None:
+            return decision
+        return decision._replace(until=until(self._plan, user, now))
+
+    def _read(self, target: str) -> tuple[tuple[str, ...] | None, tuple[Query, ...]]:
+        """Every spelling of the path, None if the target is malformed, and every reading of the query."""
+        if len(target) <= SHORT and clean_target(target) is not None:
+            path, mark, _ = target.partition("?")
             if "//" not in path and "/." not in path:
-                decision = self._short(method, path, target, gates, user, now)
-                if decision is not None:
-                    return decision
-        asked = self._read(method, target, overrides)
+                return (path,), query_readings(target) if mark and self.asks else _NO_QUERY
+        try:
+            if self._plan.looks:
+                return spellings(target), query_readings(target) if "?" in target else _NO_QUERY
+            check_target(target)
+        except PathError:
+            return None, _NO_QUERY
+        return _ROOT, _NO_QUERY
+
+    def _short(self, method: str, paths: tuple[str, ...], queries: tuple[Query, ...]) -> Granted | None:
+        """A grant by one allow that matches every path and no deny; None for whatever needs a closer look."""
+        granted = ""
+        implied = method not in NEVER_IMPLIED
+        for path in paths:
+            matched = ""
+            for name, methods, literals, prefixes, more, _ in self._quick_allows:
+                if (implied if methods is None else method in methods) and (
+                    literals is None
+                    or path in literals
+                    or path.startswith(prefixes)
+                    or (more is not None and more.reach(method, path, queries) == OK)
+                ):
+                    if matched:
+                        return None
+                    matched = name
+            if not matched or (granted and granted != matched):
+                return None
+            granted = matched
+        meant: list[Statement] = []
+        if self._quick_denies or self._quick_gates:
+            folded = tuple(map(fold_path, paths))
+            if self._quick_denies and _met(self._quick_denies, method, folded, queries):
+                return None
+            meant = _met(self._quick_gates, method, folded, queries)
+        decision = self.grants.get(granted)
+        return None if decision is None else (decision, meant)
+
+    def _whole(self, asked: Asked, gates: Gates, user: User | None, now: float) -> Decision:
+        """The whole ladder."""
+        plan = self._plan
         end = plan.until
-        if asked is None or method is None:
-            return _MALFORMED.decision(Lane.INSPECT, (), end)
         names: Sequence[str] = ()
         every: Sequence[str] = ()
         refused = plan.early
@@ -184,93 +273,16 @@ class Inside:
                     if asked.hits(hits, plan.lifts.get(deny.id, ())):
                         refused = Refused(Reason.DENIED_BY_RULE, deny.id)
                         break
-            if refused is None and (plan.never or plan.address is not None) and plan.refused_address(every):
-                refused = Refused(Reason.ADDRESS_NOT_ALLOWED)
-            if refused is None and self.gates:
-                meant = [gate for gate, hits in self.gates if asked.hits(hits)]
-                if meant:
-                    refused, end = gates.refusal(meant, user, now), until(plan, user, now)
-        if refused is not None:
-            would = (
-                tuple(("would_allow", name) for name, reach in self.report_allows if asked.reaches(reach))
-                if self.report_allows
-                else ()
-            )
-            return refused.decision(Lane.INSPECT, would, end)
-        return self._grant(asked, names, every, gates, user, now, end)
-
-    def _short(
-        self, method: str, path: str, target: str, gates: Gates, user: User | None, now: float
-    ) -> Decision | None:
-        """A grant by one allow of a request that means one thing; None for everything else."""
-        granted: str | None = None
-        implied = method not in NEVER_IMPLIED
-        for name, methods, paths, prefixes, more, _ in self._quick_allows:
-            if (implied if methods is None else method in methods) and (
-                paths is None
-                or path in paths
-                or path.startswith(prefixes)
-                or (more is not None and more.reach(method, path, self._queries(target)) == OK)
-            ):
-                if granted is not None:
-                    return None
-                granted = name
-        if granted is None:
-            return None
-        if self._quick_denies or self._quick_gates:
-            folded = path.lower()
-            if folded[-1] == "/":
-                folded = folded[:-1]
-            for _, methods, paths, prefixes, more, _ in self._quick_denies:
-                if (methods is None or method in methods) and (
-                    paths is None
-                    or folded in paths
-                    or folded.startswith(prefixes)
-                    or (more is not None and more.hits(method, folded, self._queries(target)))
-                ):
-                    return None
-            meant = [
-                gate
-                for _, methods, paths, prefixes, more, gate in self._quick_gates
-                if (methods is None or method in methods)
-                and (
-                    paths is None
-                    or folded in paths
-                    or folded.startswith(prefixes)
-                    or (more is not None and more.hits(method, folded, self._queries(target)))
-                )
-            ]
+        if refused is None and plan.refused_address(every):
+            refused = Refused(Reason.ADDRESS_NOT_ALLOWED)
+        if refused is None and self.gates:
+            meant = [gate for gate, hits in self.gates if asked.hits(hits)]
             if meant:
-                if gates.refusal(meant, user, now) is not None:
-                    return None
-                decision = self.grants.get(granted)
-                if decision is not None and user is not None and user.expires is not None:
-                    end = until(self._plan, user, now)
-                    return decision if end == decision.until else decision._replace(until=end)
-                return decision
-        return self.grants.get(granted)
-
-    def _queries(self, target: str) -> tuple[Query, ...]:
-        return query_readings(target) if self.asks and "?" in target else _NO_QUERY
-
-    def _read(self, method: str | None, target: str | None, overrides: tuple[str, ...]) -> Asked | None:
-        """Every reading of the request; None if it is malformed."""
-        if method is None or target is None or len(overrides) > MAX_OVERRIDES:
-            return None
-        if method not in STANDARD_METHODS and not _TOKEN(method):
-            return None
-        methods = (method, *(o.strip().upper() for o in overrides)) if overrides else (method,)
-        queries = _NO_QUERY
-        try:
-            check_target(target)
-            if not self._plan.looks:
-                return Asked(methods, _ROOT)
-            paths = spellings(target)
-            if "?" in target:
-                queries = query_readings(target)
-        except PathError:
-            return None
-        return Asked(methods, paths, queries)
+                refused, end = gates.refusal(meant, user, now), until(plan, user, now)
+        if refused is not None:
+            would = [("would_allow", name) for name, reach in self.report_allows if asked.reaches(reach)]
+            return refused.decision(Lane.INSPECT, tuple(would), end)
+        return self._grant(asked, names, every, gates, user, now, end)
 
     def _allowed(self, asked: Asked) -> tuple[Refused | None, Sequence[str], Sequence[str]]:
         """AND over all readings: a refusal, the allows that match some reading, those that match every one."""

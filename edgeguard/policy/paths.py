@@ -32,8 +32,14 @@ _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|5[Cc])")
 _DOTS: Final = re.compile(r"/\.{1,2}(?:/|\Z)")
-_MANY_SLASHES: Final = re.compile("//+")
 _PARAMETERS: Final = re.compile(";[^/]*")
+_PRINTABLE: Final = {
+    form: DATA_SLASH if code == 0x2F else chr(code)
+    for code in range(0x20, 0x7F)
+    for form in (f"{code:02X}", f"{code:02x}")
+    if code != 0x5C
+}
+"""What escapes of printable ASCII stand for."""
 
 
 def check_target(target: str) -> None:
@@ -46,8 +52,8 @@ def check_target(target: str) -> None:
 
 def spellings(target: str) -> tuple[str, ...]:
     """Every spelling of the path of an origin-form target, the plain one first. Raises `PathError`."""
+    check_target(target)
     path = target.partition("?")[0]
-    check_target(path)
     if len(path) > MAX_PATH:
         raise PathError(f"the path is longer than {MAX_PATH} bytes")
     if path.count("/") > MAX_SEGMENTS:
@@ -74,6 +80,17 @@ def readings(target: str) -> tuple[Segments, ...]:
 
 def _decode(path: str) -> str:
     """Percent-decoding once; an encoded slash becomes `DATA_SLASH`."""
+    plain, *escaped = path.split("%")
+    for part in escaped:
+        char = _PRINTABLE.get(part[:2])
+        if char is None:
+            return _decode_bytes(path)
+        plain += char + part[2:]
+    return plain
+
+
+def _decode_bytes(path: str) -> str:
+    """The same for escapes of anything."""
     if _BAD_ESCAPE.search(path):
         raise PathError("the path contains a broken percent escape")
     if _ENCODED_CONTROL.search(path):
@@ -115,21 +132,23 @@ def _second_byte(match: re.Match[bytes]) -> bytes:
 
 def _shapes(text: str, found: dict[str, None]) -> None:
     """Adds the spellings with dot segments and empty segments resolved, and as they stand."""
+    merged = _merge(text) if "//" in text else text
     if _DOTS.search(text) is None:
-        if "//" in text:
-            found[_MANY_SLASHES.sub("/", text)] = None
-        found[text] = None
+        found[merged] = found[text] = None
         return
-    merged = _MANY_SLASHES.sub("/", text) if "//" in text else None
-    if merged is not None:
+    if merged is not text:
         found[_resolve(merged)] = None
     resolved = _resolve(text)
     found[resolved] = None
     if "//" in resolved:
-        found[_MANY_SLASHES.sub("/", resolved)] = None
-    found[text] = None
-    if merged is not None:
-        found[merged] = None
+        found[_merge(resolved)] = None
+    found[text] = found[merged] = None
+
+
+def _merge(text: str) -> str:
+    while "//" in text:  # at most eight times: the number of segments is bounded
+        text = text.replace("//", "/")
+    return text
 
 
 def _resolve(text: str) -> str:
@@ -150,7 +169,7 @@ def _resolve(text: str) -> str:
 def fold_path(path: str) -> str:
     """The form in which the restrictive matchers compare spellings: case folded, without one trailing slash."""
     folded = path.casefold()
-    return folded[:-1] if folded[-1:] == "/" else folded
+    return folded.removesuffix("/")
 
 
 def fold(path: Segments) -> Segments:

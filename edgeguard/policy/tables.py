@@ -2,13 +2,12 @@
 
 Loading checks every field and makes hardly an object, so that activation is short and gives the collector nothing to walk; a
 `Statement` is made when the first request asks for it, and kept. Anything unexpected is a `TablesError`: a table is right or it is
-not loaded. Checks run over a few thousand rows per call, so that loading in a thread never holds the interpreter for long.
+not loaded.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_network
-from itertools import chain
-from operator import le
+from itertools import batched
 from typing import Any, Final
 
 from edgeguard.policy.conditions import ANYTHING, Condition
@@ -28,7 +27,6 @@ from edgeguard.policy.templates import PathError, check_template
 
 ENTRY: Final = 3
 """Numbers per entry of the host index: statement, lowest port, highest port."""
-_CHUNK: Final = 2048
 _PROTOCOLS: Final = frozenset({"tls", "http", "tcp", "websocket"})
 
 
@@ -74,9 +72,10 @@ class Pools:
             made = self._made_conds[place] = Condition(protocols, methods, paths, fields)
         return made
 
-    def hold(self, clients: Collection[int], conds: Collection[int]) -> bool:
-        """Whether these columns of places all lead into the pools."""
-        return _within(clients, -1, len(self._clients) - 1) and _within(conds, -1, len(self._conds) - 1)
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many client sets and conditions there are."""
+        return len(self._clients), len(self._conds)
 
 
 class StatementTable:
@@ -110,7 +109,7 @@ class StatementTable:
         self.exact: dict[str, list[int]] = _index(name, section, "exact", len(self._rows))
         self.below: dict[str, list[int]] = _index(name, section, "below", len(self._rows))
         everywhere = _list(name, section, "everywhere")
-        if everywhere and not _within(everywhere, 0, len(self._rows) - 1):
+        if not all(type(i) is int and 0 <= i < len(self._rows) for i in everywhere):
             raise TablesError(f"{name}.everywhere: not a list of statements")
         self.everywhere: list[int] = [n for i in everywhere for n in (i, 1, 65535)]
         depth = section.get("depth")
@@ -231,16 +230,6 @@ def _texts(name: str, value: object) -> list[str]:
     return value
 
 
-def _within(numbers: Collection[int], low: int, high: int) -> bool:
-    """Whether a column, not empty, holds integers of this range only."""
-    return set(map(type, numbers)) == {int} and low <= min(numbers) and max(numbers) <= high
-
-
-def _chunks(items: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]
-
-
 def _check_condition(name: str, cond: Collection[Any]) -> None:
     protocols, methods, paths, query = cond
     for part in (protocols, methods, paths):
@@ -260,49 +249,47 @@ def _check_condition(name: str, cond: Collection[Any]) -> None:
 
 
 def _check_rows(name: str, rows: list[Any], pools: Pools, kinds: frozenset[int]) -> None:
-    for part in _chunks(rows):
-        if not _rows_right(part, pools, kinds):
-            wrong = next(row for row in part if not _rows_right([row], pools, kinds))
-            raise TablesError(f"{name}.rows: statement {str(wrong)[:80]} is malformed")
-
-
-def _rows_right(rows: list[Any], pools: Pools, kinds: frozenset[int]) -> bool:
-    if set(map(type, rows)) != {list} or set(map(len, rows)) != {6}:
-        return False
-    ids, kind, percents, clients, conds, extras = zip(*rows, strict=True)
-    return (
-        set(map(type, ids)) == {str}
-        and set(map(type, kind)) == {int}
-        and kinds.issuperset(kind)
-        and _within(percents, 0, 100)
-        and pools.hold(clients, conds)
-        and all(e is None or (type(e) is dict and e.keys() <= EXTRA) for e in extras)
-    )
+    clients, conds = pools.sizes
+    for row in rows:
+        if type(row) is not list or len(row) != 6:
+            raise TablesError(f"{name}.rows: a statement is malformed")
+        id_, kind, percent, client_set, cond, extra = row
+        if (
+            type(id_) is not str
+            or type(kind) is not int
+            or kind not in kinds
+            or type(percent) is not int
+            or not 0 <= percent <= 100
+            or type(client_set) is not int
+            or not -1 <= client_set < clients
+            or type(cond) is not int
+            or not -1 <= cond < conds
+            or (extra is not None and not (type(extra) is dict and extra.keys() <= EXTRA))
+        ):
+            raise TablesError(f"{name}.rows: statement {id_!r} is malformed")
 
 
 def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict[str, list[int]]:
     index = _map(name, section, field)
-    for part in _chunks(list(index.values())):
-        if not _entries_right(part, rows):
-            wrong = next(host for host, entries in index.items() if not _entries_right([entries], rows))
-            raise TablesError(f"{name}.{field}: entry {wrong!r} is malformed or out of range")
+    for host, entries in index.items():
+        if type(entries) is list and len(entries) == ENTRY:  # nearly all; told apart for speed only
+            statement, low, high = entries
+            if (
+                type(statement) is type(low) is type(high) is int
+                and 0 <= statement < rows
+                and 0 < low <= high < 65536
+            ):
+                continue
+        elif (
+            type(entries) is list
+            and entries
+            and len(entries) % ENTRY == 0
+            and all(type(n) is int for n in entries)
+            and all(0 <= s < rows and 0 < low <= high < 65536 for s, low, high in batched(entries, ENTRY))
+        ):
+            continue
+        raise TablesError(f"{name}.{field}: entry {host!r} is malformed or out of range")
     return index
-
-
-def _entries_right(entries: list[Any], rows: int) -> bool:
-    if set(map(type, entries)) != {list} or any(n == 0 or n % ENTRY for n in set(map(len, entries))):
-        return False
-    numbers = list(chain.from_iterable(entries))
-    if set(map(type, numbers)) != {int}:
-        return False
-    statements, low, high = numbers[0::ENTRY], numbers[1::ENTRY], numbers[2::ENTRY]
-    return (
-        min(statements) >= 0
-        and max(statements) < rows
-        and min(low) > 0
-        and max(high) < 65536
-        and all(map(le, low, high))
-    )
 
 
 type Networks = dict[int, list[tuple[int, dict[int, list[int]]]]]
@@ -330,7 +317,13 @@ def _lifts(section: Mapping[str, Any]) -> dict[str, tuple[Lift, ...]]:
     for id_, lifted, clients, cond, targets, start, end in _list("exceptions", section, "rows"):
         if set(map(type, (start, end))) != {int} or set(map(type, (id_, lifted))) != {str}:
             raise TablesError("exceptions.rows: malformed")
-        if not pools.hold((clients,), (cond,)):
+        sets, conds = pools.sizes
+        if (
+            type(clients) is not int
+            or type(cond) is not int
+            or not -1 <= clients < sets
+            or not -1 <= cond < conds
+        ):
             raise TablesError("exceptions.rows: out of range")
         hosts = None if targets is None else tuple(map(HostPattern.read, targets))
         lift = Lift(id_, pools.clients(clients), pools.cond(cond), hosts, start, end)
