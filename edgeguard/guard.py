@@ -228,6 +228,10 @@ class Guard:
         snapshot = self._in_force.snapshot
         return Ladder.CLOSED if snapshot is None else snapshot.ladder(self._clock())
 
+    def now(self) -> float:
+        """Trusted time, Unix seconds."""
+        return self._clock()
+
     def activate(self, snapshot: Snapshot | None) -> None:
         """Puts a snapshot in force: one reference is swapped. Callable from any thread."""
         before = self._in_force

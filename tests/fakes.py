@@ -112,7 +112,7 @@ class FakeGuard:
         return verdict
 
     def refuse(self, verdict: Verdict, reason: Reason, rule: str | None = None) -> Verdict:
-        if any(verdict is settled for settled in self.settled) and verdict.allow:
+        if any(verdict.id == settled.id for settled in self.settled) and verdict.allow:
             self.open -= 1
         verdict = _refused(verdict, reason)
         self.settled.append(verdict)

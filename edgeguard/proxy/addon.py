@@ -129,7 +129,7 @@ class EdgeguardAddon:
             self._desk.reply(flow, verdict, scan)
             return
         passage.client, passage.host, passage.port = client, verdict.host, verdict.port
-        connection.tunnel = connection.begin(flow.id, verdict)
+        connection.tunnel = self._desk.begin(connection, flow.id, verdict)
         self._desk.pin(flow, verdict)
         flow.server_conn.sni = verdict.host
 
@@ -147,11 +147,11 @@ class EdgeguardAddon:
         sni = connection.hello.sni
         connection.hello = None
         if connection.tunnel is not None and connection.tunnel.verdict.facts.protocol != "tls":
-            self._desk.guard.refuse(connection.tunnel.verdict, Reason.PROTOCOL_NOT_ALLOWED)
+            self._desk.refuse_tunnel(connection, Reason.PROTOCOL_NOT_ALLOWED)
             client.error = failsafe.REFUSED
             return
         if not sni_names(sni, passage.host):
-            self._desk.guard.refuse(self._desk.judge_tunnel(connection), Reason.MISDIRECTED_REQUEST)
+            self._desk.refuse_tunnel(connection, Reason.MISDIRECTED_REQUEST)
             client.error = failsafe.REFUSED
             return
         passage.sni = None if sni is None else passage.host
@@ -210,7 +210,7 @@ class EdgeguardAddon:
         if not verdict.allow:
             self._desk.reply(flow, verdict, scan)
             return
-        exchange = connection.begin(flow.id, verdict)
+        exchange = self._desk.begin(connection, flow.id, verdict)
         default_port = 80 if request.scheme == "http" else 443
         request.headers.fields = headers.with_host(scan.fields, verdict.host, verdict.port, default_port)
         if not request.is_http2:
@@ -258,7 +258,8 @@ class EdgeguardAddon:
         exchange = connection.exchanges.get(flow.id)
         left = flow.metadata.get(CLIENT_LEFT, False)
         if exchange is not None and (left or exchange.answered):
-            self._desk.finish(connection, exchange, "client_closed" if left else "upstream_closed")
+            why = "client_closed" if left else "upstream_closed"
+            self._desk.finish(connection, exchange, connection.ending or why)
         elif exchange is not None:
             connection.end(flow.id)
             untrusted = flow.error is not None and flow.error.msg == connection.untrusted

@@ -15,6 +15,8 @@ class Exchange:
 
     id: str
     verdict: Verdict
+    until: float | None = None
+    """Unix seconds at which time alone may change the verdict."""
     sent: int = 0
     """Body bytes from the client."""
     received: int = 0
@@ -49,7 +51,9 @@ class Connection:
     """Why we end it, if we do."""
 
     def begin(self, ident: str, verdict: Verdict) -> Exchange:
-        exchange = self.exchanges[ident] = Exchange(ident, verdict)
+        """Keeps an allow; of its addresses the first, which is the one that is dialled."""
+        verdict = verdict._replace(addresses=verdict.addresses[:1])
+        exchange = self.exchanges[ident] = Exchange(ident, verdict, verdict.until)
         return exchange
 
     def end(self, ident: str) -> Exchange | None:

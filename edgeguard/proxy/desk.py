@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import math
 import typing
 from collections.abc import Sequence
 
 from mitmproxy import http
 from mitmproxy.connection import Client as ClientConnection
 
-from edgeguard.guard import Facts, Guard, Verdict
+from edgeguard.guard import DEADLINE_TICK_S, Facts, Guard, Verdict
+from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT, Client
 from edgeguard.proxy import failsafe, headers, replies
@@ -37,6 +39,9 @@ class LaneDesk:
         self.passages = passages
         self.bounds = settings.bounds
         self.connections = Connections()
+        self._generation = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_until = math.inf
         self.user_header = settings.user.header.encode()
         self.head_bytes = settings.bounds.head_bytes
         self.hello_bytes = settings.bounds.hello_bytes
@@ -90,18 +95,30 @@ class LaneDesk:
         verdict = self.guard.judge(Facts(passage.connection, UNKNOWN_CLIENT, host, port))
         return self.guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
 
-    def judge_tunnel(self, connection: Connection) -> Verdict:
-        if connection.tunnel is not None:
-            return connection.tunnel.verdict
-        passage = connection.passage
-        return self.guard.judge(
-            Facts(passage.connection, passage.client, passage.host or "", passage.port or 0)
-        )
+    def begin(self, connection: Connection, ident: str, verdict: Verdict) -> Exchange:
+        """Opens the account of a settled allow, and watches its time."""
+        exchange = connection.begin(ident, verdict)
+        if exchange.until is not None and exchange.until < self._next_until:
+            self._next_until = exchange.until
+            self._watch(verdict.now)
+        return exchange
+
+    def refuse_tunnel(self, connection: Connection, reason: Reason) -> None:
+        """Refuses the tunnel of a connection after all; its account is closed by that, once."""
+        tunnel, passage = connection.tunnel, connection.passage
+        if tunnel is not None and connection.end(tunnel.id) is not None:
+            verdict = tunnel.verdict
+        else:
+            verdict = self.guard.judge(
+                Facts(passage.connection, passage.client, passage.host or "", passage.port or 0)
+            )
+        self.guard.refuse(verdict, reason)
 
     async def resolve(self, verdict: Verdict) -> Verdict:
         """Resolves and admits an allow; a refusal stays as it is, and nothing is resolved."""
         if not verdict.allow:
             return verdict
+        generation = self._generation
         try:
             addresses = await self._resolver.resolve(verdict.host)
         except Exception as error:  # noqa: BLE001 - fail closed
@@ -109,6 +126,9 @@ class LaneDesk:
             logger.debug("resolving failed: %r", error)
             decision = verdict.decision._replace(allow=False, reason=Reason.UPSTREAM_UNREACHABLE)
             return verdict._replace(decision=decision)
+        if self._generation != generation:
+            # The policy changed, or a deadline passed, while the name was resolved.
+            verdict = self.guard.judge(verdict.facts)
         return self.guard.admit(verdict, addresses)
 
     def gone(self, flow: http.HTTPFlow, connection: Connection) -> bool:
@@ -170,14 +190,43 @@ class LaneDesk:
 
     def _rejudge(self) -> None:
         """The policy changed or a deadline passed: ends what is no longer allowed."""
+        self._generation += 1
+        self._rejudge_until(math.inf)
+
+    def _rejudge_until(self, now: float) -> None:
+        """Judges again what time alone may have changed by `now`; at infinity everything."""
+        self._next_until = math.inf
         for client_id, connection in self.connections.items():
             for exchange in list(connection.exchanges.values()):
-                again = self.guard.rejudge(exchange.verdict)
-                if not again.allow:
-                    self.guard.settle(again)
-                    connection.ending = str(again.reason)
-                    failsafe.disconnect(client_id)
-                    break
+                if now == math.inf or (exchange.until is not None and exchange.until <= now):
+                    again = self.guard.rejudge(exchange.verdict)
+                    closed = exchange is connection.tunnel and exchange.verdict.lane is Lane.TUNNEL
+                    if not again.allow or (closed and again.lane is Lane.INSPECT):
+                        if not again.allow:
+                            self.guard.settle(again)
+                        connection.ending = str(again.reason or "policy_changed")
+                        failsafe.disconnect(client_id)
+                        break
+                    exchange.until = again.until
+                if exchange.until is not None and exchange.until < self._next_until:
+                    self._next_until = exchange.until
+        self._watch(self.guard.now())
+
+    def _watch(self, now: float) -> None:
+        """Waits for the next moment, in short steps: the loop's clock stands still in suspend."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._next_until < math.inf:
+            delay = min(DEADLINE_TICK_S, max(0.0, self._next_until - now))
+            self._timer = asyncio.get_running_loop().call_later(delay, self._time_passed)
+
+    def _time_passed(self) -> None:
+        now = self.guard.now()
+        if now >= self._next_until:
+            self._rejudge_until(now)
+        else:
+            self._watch(now)
 
 
 def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Response:

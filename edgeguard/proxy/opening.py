@@ -100,6 +100,8 @@ class Opening(ClientSide):
             self._address = await door.dialer.preferred(addresses, verdict.port)
         else:
             _, self._back, self._address = await door.dialer.dial(Upstream, addresses, verdict.port)
+        # What stays open is judged again on the address that it really has.
+        self.verdict = verdict._replace(addresses=(self._address,))
         return None
 
     def _established(self) -> None:

@@ -73,7 +73,7 @@ class Stack:
                 if protocol == "http":
                     return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
                 return Relay(context, self._desk, None)
-        self._desk.guard.refuse(verdict, Reason.OPAQUE_TUNNEL)
+        self._desk.refuse_tunnel(connection, Reason.OPAQUE_TUNNEL)
         return failsafe.DenyLayer(context)
 
     def _reverse_stack(self, context: Context, *, is_tls: bool) -> layer.Layer:

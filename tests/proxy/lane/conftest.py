@@ -48,6 +48,9 @@ class ScriptedGuard:
         self.callbacks: list[Callable[[], None]] = []
         self.bad_address: set[str] = set()
 
+    def now(self) -> float:
+        return 1.0
+
     def refusals(self) -> list[Reason]:
         return [verdict.reason for verdict in self.settled if not verdict.allow]
 
