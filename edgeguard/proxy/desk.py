@@ -66,6 +66,12 @@ class LaneDesk:
         if connection is not None:
             connection.hello = hello
 
+    def misdirected(self, client: ClientConnection) -> None:
+        """Told by the relay: the handshake of a tunnel went on with another name."""
+        connection = self.connections.get(client.id)
+        if connection is not None:
+            self.refuse_tunnel(connection, Reason.MISDIRECTED_REQUEST)
+
     def draining(self, client: ClientConnection) -> None:
         """A refusal was sent: what still uploads is dropped, but not for ever."""
         connection = self.connections.get(client.id)

@@ -28,6 +28,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.clienthello import ACCESS_DENIED, Hello, HelloError, read_hello
 from edgeguard.proxy.heads import HeadError, head_end, parse_head
+from edgeguard.proxy.retry import HelloWatch, first_hello
 
 SHAPE: Final = "edgeguard.shape"
 REPLY: Final = "edgeguard.reply"
@@ -54,6 +55,7 @@ class Desk(Protocol):
 
     def unreadable(self, client: Client, reason: Reason) -> http.Response: ...
     def hello(self, client: Client, hello: Hello | None) -> None: ...
+    def misdirected(self, client: Client) -> None: ...
     def draining(self, client: Client) -> None: ...
     def moved(self, flow: http.HTTPFlow | None, client: Client, size: int, *, sent: bool) -> None: ...
     def ended(self, flow: http.HTTPFlow | None, client: Client) -> None: ...
@@ -285,27 +287,67 @@ class EdgeClientTLS(tls.ClientTLSLayer):
         parent = self.context.layers[self.context.layers.index(self) - 1]
         if isinstance(parent, tls.ServerTLSLayer):
             parent.conn = parent.tunnel_connection = connection.Server(address=None)
-        self.child_layer = Relay(self.context, self._desk, None)
-        yield from self.event_to_child(events.DataReceived(self.context.client, bytes(self._hello)))
+        data = bytes(self._hello)
+        hello = read_hello(data, self._desk.hello_bytes)
+        assert hello is not None  # noqa: S101 - it was read a moment ago
+        watch = HelloWatch(hello.sni, self._desk.hello_bytes)
+        self.child_layer = Relay(self.context, self._desk, None, watch, first_hello(data))
+        yield from self.event_to_child(events.DataReceived(self.context.client, data))
         self._hello.clear()
         return True, None
 
 
 class Relay(tcp.TCPLayer):
-    """Bytes both ways, counted and not kept."""
+    """Bytes both ways, counted and not kept.
 
-    def __init__(self, context: Context, desk: Desk, flow: http.HTTPFlow | None) -> None:
+    With a `watch`, the first `hello` bytes of the client are its ClientHello.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        desk: Desk,
+        flow: http.HTTPFlow | None,
+        watch: HelloWatch | None = None,
+        hello: int = 0,
+    ) -> None:
         super().__init__(context, ignore=True)
         self._desk = desk
         self._http_flow = flow
+        self._watch = watch
+        self._hello = hello
 
     def relay_messages(self, event: events.Event) -> layer.CommandGenerator[None]:
         client = self.context.client
         if isinstance(event, events.DataReceived):
             self._desk.moved(self._http_flow, client, len(event.data), sent=event.connection == client)
+            if self._watch is not None:
+                yield from self._watched(event, self._watch)
+                return
         yield from super().relay_messages(event)
         if isinstance(event, events.ConnectionClosed) and self._handle_event == self.done:
             self._desk.ended(self._http_flow, client)
+
+    def _watched(self, event: events.DataReceived, watch: HelloWatch) -> layer.CommandGenerator[None]:
+        """Relays a handshake that must not go on with another name."""
+        client, server = self.context.client, self.context.server
+        try:
+            if event.connection == client:
+                hello, self._hello = event.data[: self._hello], 0
+                onward = hello + watch.client(event.data[len(hello) :])
+            else:
+                yield commands.SendData(client, event.data)
+                onward = watch.server(event.data)
+        except HelloError:
+            self._desk.misdirected(client)
+            yield commands.CloseConnection(server)
+            yield commands.CloseConnection(client)
+            self._handle_event = self.done
+            return
+        if onward:
+            yield commands.SendData(server, onward)
+        if watch.done:
+            self._watch = None
 
 
 def _read_body(self: _http1.Http1Connection, event: events.Event) -> layer.CommandGenerator[None]:

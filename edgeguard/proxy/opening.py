@@ -21,6 +21,7 @@ from edgeguard.proxy.handover import Handed, Handover
 from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.relay import Tunnel
 from edgeguard.proxy.resolver import ResolveError
+from edgeguard.proxy.retry import HelloWatch, first_hello
 from edgeguard.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Opening(ClientSide):
             if _inspected(verdict):
                 self._inspect(verdict, hello.sni)
             else:
-                self._relay()
+                self._relay(hello)
 
     def _names_agree(self, verdict: Verdict, hello: Hello) -> bool:
         """Whether the hello names the destination that was allowed; refuses if not."""
@@ -214,8 +215,8 @@ class Opening(ClientSide):
         self._settled = True
         return again
 
-    def _relay(self) -> None:
-        """The tunnel lane takes over."""
+    def _relay(self, hello: Hello | None = None) -> None:
+        """The tunnel lane takes over; with a hello, once the handshake can name nobody else."""
         door, back, verdict, key = self._door, self._back, self.verdict, self._key
         assert back is not None and verdict is not None and key is not None  # noqa: PT018, S101 - for the type checker
         data, early = self._buffer, back.early

@@ -9,6 +9,9 @@ import asyncio
 from collections.abc import Callable
 
 from edgeguard.guard import Verdict
+from edgeguard.policy.reasons import Reason
+from edgeguard.proxy.clienthello import HelloError
+from edgeguard.proxy.retry import HelloWatch
 
 
 class Tunnel:
@@ -54,11 +57,24 @@ class Tunnel:
         self._moved_at = now
         self._done = done
 
-    def start(self, from_client: bytes, from_upstream: bytes, buffer_bytes: int) -> None:
-        """Takes both transports over, with what was read from each so far."""
+    def start(
+        self, from_client: bytes, from_upstream: bytes, buffer_bytes: int, watch: HelloWatch | None = None
+    ) -> None:
+        """Takes both transports over, with what was read from each so far.
+
+        With a `watch`, `from_client` ends with the ClientHello, and the handshake goes on under it.
+        """
         client, upstream = self.client.here, self.upstream.here
         client.set_write_buffer_limits(buffer_bytes)
         upstream.set_write_buffer_limits(buffer_bytes)
+        if watch is not None:
+            self.client = Watched(self, client, upstream, watch)
+            self.upstream = Watched(self, upstream, client, watch)
+            self.client.count = len(from_client)
+            client.set_protocol(self.client)
+            upstream.set_protocol(self.upstream)
+            upstream.write(from_client)
+            return
         client.set_protocol(self.client)
         upstream.set_protocol(self.upstream)
         if from_client:
@@ -66,6 +82,13 @@ class Tunnel:
         if from_upstream:
             self.upstream.data_received(from_upstream)
             upstream.resume_reading()
+
+    def shaken(self) -> None:
+        """The handshake cannot name anybody else any more: nothing is looked at from here on."""
+        client, upstream = Pipe.after(self.client), Pipe.after(self.upstream)
+        self.client, self.upstream = client, upstream
+        client.here.set_protocol(client)
+        upstream.here.set_protocol(upstream)
 
     @property
     def sent(self) -> int:
@@ -108,7 +131,7 @@ class Tunnel:
     def lost(self, pipe: "Pipe", error: Exception | None) -> None:
         """One transport is gone; what it had said is still delivered unless it broke."""
         if self.ended_by is None:
-            self.ended_by = "client_lost" if pipe is self.client else "upstream_lost"
+            self.ended_by = "client_lost" if pipe.here is self.client.here else "upstream_lost"
         if error is None:
             pipe.there.close()
         else:
@@ -130,6 +153,14 @@ class Pipe(asyncio.Protocol):
         self.count = 0
         self.finished = False
 
+    @classmethod
+    def after(cls, other: "Pipe") -> "Pipe":
+        """A pipe in the place of another."""
+        pipe = cls(other.tunnel, other.here, other.there)
+        pipe.count = other.count
+        pipe.finished = other.finished
+        return pipe
+
     def data_received(self, data: bytes) -> None:
         self.count += len(data)
         self.there.write(data)
@@ -148,3 +179,45 @@ class Pipe(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.tunnel.lost(self, exc)
+
+
+class Watched(Pipe):
+    """One end of a tunnel while its handshake is watched."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        here: asyncio.Transport,
+        there: asyncio.Transport,
+        watch: HelloWatch,
+    ) -> None:
+        super().__init__(tunnel, here, there)
+        self._watch = watch
+
+    def data_received(self, data: bytes) -> None:
+        watch, tunnel = self._watch, self.tunnel
+        self.count += len(data)
+        try:
+            if self is tunnel.client:
+                data = watch.client(data)
+                if data:
+                    self.there.write(data)
+            else:
+                self.there.write(data)
+                data = watch.server(data)
+                if data:
+                    self.here.write(data)
+        except HelloError:
+            tunnel.end(Reason.MISDIRECTED_REQUEST.value)
+            return
+        if watch.done:
+            tunnel.shaken()
+
+    def eof_received(self) -> bool:
+        if self is self.tunnel.client and self._watch.holds:
+            # What is held could only follow the end; and no handshake is finished by who has left it.
+            self.tunnel.end("client_lost")
+            return True
+        return super().eof_received()

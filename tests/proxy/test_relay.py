@@ -5,9 +5,11 @@ import resource
 
 import pytest
 
-from tests.fakes import Upstream, client_hello, settle_loop
+from tests.fakes import Upstream, client_hello
 
 HELLO = client_hello("good.test")
+ANSWER = b"\x16\x03\x03\x00\x2a\x02\x00\x00\x26\x03\x03" + b"r" * 36
+"""As much of a ServerHello as is looked at: until it comes, what follows the hello waits."""
 
 
 async def opened(running, client, server):
@@ -18,18 +20,21 @@ async def opened(running, client, server):
 
 async def test_the_client_may_finish_first(running):
     async def count(reader, writer):
-        data = await reader.read()
+        data = await reader.readexactly(len(HELLO))
+        writer.write(ANSWER)
+        data += await reader.read()
         writer.write(f"{len(data)}".encode())
         await writer.drain()
 
     async with Upstream(count) as server, running.client() as client:
         await opened(running, client, server)
+        assert await client.exactly(len(ANSWER)) == ANSWER
         client.send(b"x" * 1000)
         client.writer.write_eof()
         assert await client.rest() == f"{len(HELLO) + 1000}".encode()
     await running.idle()
     ((_, sent, received, why),) = running.guard.finished
-    assert (sent, received, why) == (len(HELLO) + 1000, len(str(sent)), "closed")
+    assert (sent, received, why) == (len(HELLO) + 1000, len(ANSWER) + len(str(sent)), "closed")
 
 
 async def test_the_upstream_may_finish_first(running):
@@ -57,6 +62,7 @@ def waiting():
 
     async def handler(reader, writer):
         await reader.readexactly(len(HELLO))
+        writer.write(ANSWER)
         await go.wait()
         while data := await reader.read(1 << 16):
             writer.write(data[:1])
@@ -70,7 +76,7 @@ async def test_a_reader_that_stalls_stops_the_sender_and_holds_little(running, w
     go, handler = waiting
     async with Upstream(handler) as server, running.client() as client:
         await opened(running, client, server)
-        await settle_loop()
+        await client.exactly(len(ANSWER))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sent = 0
         client.writer.transport.set_write_buffer_limits(0)
