@@ -392,7 +392,12 @@ class Guard:
         again = self.judge(verdict.facts)
         return self.admit(again, verdict.addresses) if verdict.addresses else again
 
-    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str) -> None:
+    def spend(self, verdict: Verdict, moved: int) -> bool:
+        """Charges bytes of an open tunnel to its budgets; False: one is used up, and the tunnel has to end."""
+        hits = tuple(hit for hit in verdict.decision.limits if hit.unit == "bytes")
+        return not hits or self._limiter.spend(hits, self._monotonic_ns(), moved).allowed
+
+    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str, charged: int = 0) -> None:
         """The end of a tunnel or request that was allowed: frees what it held, records its bytes.
 
         Args:
@@ -400,11 +405,10 @@ class Guard:
             sent: Bytes from the client to the upstream.
             received: Bytes from the upstream to the client.
             why: What ended it, one word.
+            charged: How many of the bytes `spend` was told of already.
         """
         self._release(verdict)
-        spent = tuple(hit for hit in verdict.decision.limits if hit.unit == "bytes")
-        if spent:
-            self._limiter.spend(spent, self._monotonic_ns(), sent + received)
+        self.spend(verdict, sent + received - charged)
         if not self._log.offer(Entry(verdict, sent, received, why)):
             logger.warning("no room to record the end of %s", verdict.id)
 
@@ -430,9 +434,13 @@ def _refused(verdict: Verdict, reason: Reason, rule: str | None) -> Verdict:
 
 
 def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
-    """The limits that this question is charged to: requests are counted inside, the rest at CONNECT."""
-    inside = verdict.facts.method is not None
-    return tuple(hit for hit in verdict.decision.limits if (hit.unit == "requests") is inside)
+    """The limits that this question is charged to.
+
+    Requests are counted inside, the rest at CONNECT; bytes inside only where no CONNECT counted them.
+    """
+    if verdict.facts.method is not None:
+        return tuple(hit for hit in verdict.decision.limits if hit.unit in {"requests", "bytes"})
+    return tuple(hit for hit in verdict.decision.limits if hit.unit != "requests")
 
 
 def record_of(entry: Entry) -> Record:

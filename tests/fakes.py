@@ -123,7 +123,7 @@ class FakeGuard:
         again = self.judge(verdict.facts)
         return self.admit(again, verdict.addresses) if verdict.addresses else again
 
-    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str) -> None:
+    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str, charged: int = 0) -> None:
         self.open -= 1
         self.finished.append((verdict, sent, received, why))
 

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from edgeguard.guard import Guard, Verdict
 from edgeguard.identity.clients import CHALLENGE
 from edgeguard.policy.decision import Lane
+from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.passages import Passages
@@ -58,6 +59,16 @@ class Open(Protocol):
     def end(self, why: str, /) -> None: ...
 
 
+class Metered(Open, Protocol):
+    """A connection that its verdict gives a budget of bytes."""
+
+    charged: int
+    """Bytes that the guard was told of."""
+
+    @property
+    def moved(self) -> int: ...
+
+
 class Phase(Protocol):
     """A connection in a phase with a deadline."""
 
@@ -94,6 +105,7 @@ class Door:
         self.phases: set[Phase] = set()
         self.open: set[Open] = set()
         self.tunnels: set[Tunnel] = set()
+        self.metered: set[Metered] = set()
         self.draining = False
         self.closed = False
         limits = (self.bounds.head_s, self.bounds.dial_s, self.bounds.hello_s, self.bounds.drain_s)
@@ -151,14 +163,32 @@ class Door:
         if until is not None and until < self._next_until:
             self._next_until = until
 
+    def meter(self, connection: Metered, verdict: Verdict) -> None:
+        """From now on a connection's bytes are charged while they move, if there is a budget for them."""
+        if any(hit.unit == "bytes" for hit in verdict.decision.limits):
+            self.metered.add(connection)
+
+    def _charge(self) -> None:
+        for connection in tuple(self.metered):
+            moved, verdict = connection.moved, connection.verdict
+            if moved > connection.charged and verdict is not None:
+                more, connection.charged = moved - connection.charged, moved
+                if not self.guard.spend(verdict, more):
+                    connection.end(Reason.RATE_LIMITED.value)
+
     def tunnel_done(self, tunnel: Tunnel) -> None:
         """The end of a tunnel, however it came."""
         self.tunnels.discard(tunnel)
+        self.metered.discard(tunnel)
         self.open.discard(tunnel)
         self.connections -= 1
         self.release(tunnel.key)
         self.guard.finish(
-            tunnel.verdict, sent=tunnel.sent, received=tunnel.received, why=tunnel.ended_by or "closed"
+            tunnel.verdict,
+            sent=tunnel.sent,
+            received=tunnel.received,
+            why=tunnel.ended_by or "closed",
+            charged=tunnel.charged,
         )
 
     def drain(self) -> None:
@@ -191,6 +221,8 @@ class Door:
             idle_s, half_closed_s = self.bounds.idle_s, self.bounds.half_closed_s
             for tunnel in tuple(self.tunnels):
                 tunnel.sweep(now, idle_s, half_closed_s)
+        if self.metered:
+            self._charge()
         if self.clock() >= self._next_until:
             self._policy_changed()
         if self.draining and (not self.connections or now >= self._drained_at):

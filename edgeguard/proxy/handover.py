@@ -51,6 +51,7 @@ class Handover:
         self.client_finished = False
         self.received = 0
         self.sent = 0
+        self.charged = 0
         self._door = door
         self._key = handed.key
         self._transport = transport
@@ -74,6 +75,8 @@ class Handover:
         if handed.destination is not None:
             door.passages.grant(self._client_id, (handed.destination[0],), handed.destination[1])
         door.opened(self)
+        if handed.verdict is not None:
+            door.meter(self, handed.verdict)
         if data:
             protocol.data_received(data)
         transport.resume_reading()
@@ -121,16 +124,26 @@ class Handover:
         self._door.passages.close(self._client_id)
         self._transport.abort()
 
+    @property
+    def moved(self) -> int:
+        """Bytes in both directions, on the client's side."""
+        return self.received + self.sent
+
     def lost(self) -> None:
         """The client's transport is gone."""
         door = self._door
         door.phases.discard(self)
         door.open.discard(self)
+        door.metered.discard(self)
         door.connections -= 1
         door.release(self._key)
         if self.verdict is not None:
             door.guard.finish(
-                self.verdict, sent=self.received, received=self.sent, why=self.ended_by or "closed"
+                self.verdict,
+                sent=self.received,
+                received=self.sent,
+                why=self.ended_by or "closed",
+                charged=self.charged,
             )
 
 

@@ -226,7 +226,15 @@ class Opening(ClientSide):
         tunnel = Tunnel(verdict, key, self._transport, back.transport, door.now, door.tunnel_done)
         door.tunnels.add(tunnel)
         door.opened(tunnel)
-        tunnel.start(data, early, door.bounds.relay_bytes)
+        door.meter(tunnel, verdict)
+        if hello is None:
+            tunnel.start(data, early, door.bounds.relay_bytes)
+            return
+        watch = HelloWatch(hello.sni, door.bounds.hello_bytes)
+        end = first_hello(data)
+        tunnel.start(data[:end], early, door.bounds.relay_bytes, watch)
+        if end < len(data):
+            tunnel.client.data_received(data[end:])
 
     def _inspect(self, verdict: Verdict, sni: str | None) -> None:
         """The mitmproxy lane takes over."""

@@ -21,6 +21,7 @@ class Tunnel:
         verdict: The settled allow that opened it.
         key: Whose quota of tunnels it takes.
         until: Unix seconds at which time alone may change the verdict, or None.
+        charged: Bytes that were charged to the budgets of the verdict already.
         ended_by: What ended it, one word; None while it is open.
     """
 
@@ -29,6 +30,7 @@ class Tunnel:
         "_done",
         "_moved",
         "_moved_at",
+        "charged",
         "client",
         "ended_by",
         "key",
@@ -49,6 +51,7 @@ class Tunnel:
         self.verdict = verdict
         self.key = key
         self.until = verdict.until
+        self.charged = 0
         self.ended_by: str | None = None
         self.client = Pipe(self, client, upstream)
         self.upstream = Pipe(self, upstream, client)
@@ -100,9 +103,14 @@ class Tunnel:
         """Bytes from the upstream to the client."""
         return self.upstream.count
 
+    @property
+    def moved(self) -> int:
+        """Bytes in both directions."""
+        return self.client.count + self.upstream.count
+
     def sweep(self, now: float, idle_s: float, half_closed_s: float) -> None:
         """Ends the tunnel if nothing has moved for too long. `now` in seconds of the loop's clock."""
-        moved = self.client.count + self.upstream.count
+        moved = self.moved
         if moved != self._moved:
             self._moved = moved
             self._moved_at = now

@@ -113,7 +113,7 @@ class ScriptedGuard:
     def rejudge(self, verdict: Verdict) -> Verdict:
         return self.judge(verdict.facts)
 
-    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str) -> None:
+    def finish(self, verdict: Verdict, *, sent: int, received: int, why: str, charged: int = 0) -> None:
         self.finished.append((verdict, sent, received, why))
 
 
