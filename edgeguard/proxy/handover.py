@@ -102,11 +102,12 @@ class Handover:
         if self.lingering or self._transport.is_closing():
             return
         self.lingering = True
+        # Also of a client that has finished: it may never read what is still to be delivered.
+        self.deadline = self._door.now + self._door.linger_s
+        self._door.phases.add(self)
         if self.client_finished or not self._transport.can_write_eof():
             self._transport.close()
             return
-        self.deadline = self._door.now + self._door.linger_s
-        self._door.phases.add(self)
         self._transport.set_protocol(_Discarding(self))
         self._transport.resume_reading()
         self._transport.write_eof()
