@@ -20,6 +20,7 @@ _METHOD_START: Final = frozenset(
     b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
+_PLAIN: Final = frozenset({"accept", "connection", "host", "proxy-connection", "user-agent"})
 CACHED_HEADS: Final = 1024
 CACHED_HEAD_BYTES: Final = 1024
 
@@ -112,8 +113,12 @@ def parse_head(data: bytes) -> Head:
     )
     if head.method == "CONNECT":
         head = head._replace(claim=_connect_claim(head))
-    if len(data) <= CACHED_HEAD_BYTES and not any(name == "proxy-authorization" for name, _ in fields):
-        # Clients repeat their CONNECT byte for byte. Credentials are not kept.
+    if (
+        head.claim is not None
+        and len(data) <= CACHED_HEAD_BYTES
+        and _PLAIN.issuperset([n for n, _ in fields])
+    ):
+        # Clients repeat their CONNECT byte for byte. Nothing that could be a secret is kept.
         if len(_seen) >= CACHED_HEADS:
             _seen.clear()
         _seen[data] = head

@@ -8,6 +8,7 @@ they decide nothing, and ask a `Desk` for every reply.
 
 from typing import Final, NamedTuple, Protocol, cast
 
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, http
 from mitmproxy.connection import Client
 from mitmproxy.net.http import http1
@@ -190,11 +191,11 @@ class EdgeHttp1Server(_http1.Http1Server):
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
             data = bytes(self.buf)
-            while data.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before the request line
+            if data.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before the request line
                 self.buf.maybe_extract_at_most(2)
                 data = data[2:]
             try:
-                if not data:
+                if data in {b"", b"\r"}:
                     return
                 end = head_end(data, 0, self._desk.head_bytes)
                 if end < 0:
@@ -214,6 +215,20 @@ class EdgeHttp1Server(_http1.Http1Server):
             return
         yield command
         yield from inner
+
+    def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """While an answer is on its way, some of a next request may wait, but not without end."""
+        if isinstance(event, events.DataReceived) and len(self.buf) > MAX_PIPELINED_BYTES:
+            self.buf = ReceiveBuffer()
+            self.state = self.done
+            yield commands.CloseConnection(self.conn)
+            yield ReceiveHttp(
+                http_events.RequestProtocolError(
+                    self.stream_id, "too much is pipelined", http_events.ErrorCode.CLIENT_DISCONNECTED
+                )
+            )
+            return
+        yield from super().wait(event)
 
     def _unreadable(self, reason: Reason) -> layer.CommandGenerator[None]:
         response = self._desk.unreadable(self.context.client, reason)
@@ -351,9 +366,21 @@ class Relay(tcp.TCPLayer):
 
 
 def _read_body(self: _http1.Http1Connection, event: events.Event) -> layer.CommandGenerator[None]:
-    """`Http1Connection.read_body` that drops trailers (RFC 9110, 6.5.1 lets a proxy) instead of failing."""
+    """`Http1Connection.read_body` that drops trailers (RFC 9110, 6.5.1 lets a proxy) instead of failing.
+
+    What the reader leaves is the beginning of a chunk's size line or of trailers, which it would gather without end.
+    """
     try:
         yield from _stock_read_body(self, event)
+        if self.state == self.read_body and len(self.buf) > MAX_CHUNK_LINE_BYTES:
+            self.buf = ReceiveBuffer()
+            self.state = self.done
+            yield commands.CloseConnection(self.conn)
+            yield ReceiveHttp(
+                self.ReceiveProtocolError(
+                    cast("int", self.stream_id), "chunk framing too long", self.ReceiveProtocolError.code
+                )
+            )
     except NotImplementedError:
         is_request = isinstance(self, _http1.Http1Server)
         yield ReceiveHttp(self.ReceiveEndOfMessage(cast("int", self.stream_id)))
@@ -387,6 +414,8 @@ def _is_interim(data: bytes) -> bool:
 
 
 MAX_RESPONSE_HEAD_BYTES: Final = 262_144
+MAX_PIPELINED_BYTES: Final = 65_536
+MAX_CHUNK_LINE_BYTES: Final = 16_384
 
 _stock_read_body = _http1.Http1Connection.read_body
 _stock_read_response_headers = _http1.Http1Client.read_headers
