@@ -212,8 +212,14 @@ class EdgeguardAddon:
             return
         exchange = self._desk.begin(connection, flow.id, verdict)
         default_port = 80 if request.scheme == "http" else 443
-        request.headers.fields = headers.with_host(scan.fields, verdict.host, verdict.port, default_port)
-        if not request.is_http2:
+        exchange.close = scan.close
+        if request.is_http2 and request.data.authority:
+            request.headers.fields = scan.fields
+            request.data.authority = headers.authority(
+                request.data.authority, verdict.host, verdict.port, default_port
+            )
+        else:
+            request.headers.fields = headers.with_host(scan.fields, verdict.host, verdict.port, default_port)
             request.authority = ""
         if not pinned:
             self._desk.pin(flow, verdict)
@@ -235,6 +241,8 @@ class EdgeguardAddon:
         response.headers.fields = headers.clean_response(response.headers.fields, switching=switching)
         for name, value in replies.limit_headers(exchange.verdict.limit_states):
             response.headers.add(name, value)
+        if exchange.close and not switching:
+            response.headers.add("Connection", "close")
         exchange.answered = True
         if not switching and streams(response):
             response.stream = exchange.count_received

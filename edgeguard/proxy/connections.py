@@ -21,6 +21,8 @@ class Exchange:
     """Body bytes from the client."""
     received: int = 0
     """Body bytes from the upstream."""
+    close: bool = False
+    """The client's connection ends with the answer."""
     answered: bool = False
     """The head of the answer is on its way to the client."""
 

@@ -94,8 +94,11 @@ class LaneDesk:
             self.finish(connection, exchange, "done")
 
     def owner(self, client: ClientConnection, passage: Passage, scan: headers.Scan) -> Client:
-        """Who asks. Raises CredentialsInvalid."""
-        return self.guard.identify(peer_of(client), scan.credentials) if scan.credentials else passage.client
+        """Who asks: each request says so itself (RFC 9110, 11.7.2). Raises CredentialsInvalid.
+
+        What one request of a connection has shown counts for no other, so that nobody gains by sharing it.
+        """
+        return self.guard.identify(peer_of(client), scan.credentials)
 
     def unidentified(self, passage: Passage, host: str, port: int) -> Verdict:
         verdict = self.guard.judge(Facts(passage.connection, UNKNOWN_CLIENT, host, port))

@@ -56,6 +56,8 @@ class Scan(NamedTuple):
     """A length above zero or a transfer coding is declared."""
     fields: Fields
     """What may go upstream."""
+    close: bool = False
+    """The client asks that its connection end with the answer (RFC 9112, 9.6)."""
 
 
 def fold(name: bytes) -> bytes:
@@ -119,6 +121,7 @@ def scan_request(fields: Fields, user_header: bytes) -> Scan:
         upgrade=upgrade,
         declares_body=b"transfer-encoding" in found or any(value.strip() != b"0" for value in lengths),
         fields=tuple(kept),
+        close=b"close" in connection,
     )
 
 
@@ -148,18 +151,27 @@ def clean_response(fields: Fields, *, switching: bool = False) -> Fields:
 
 
 def with_host(fields: Fields, host: str, port: int, default_port: int) -> Fields:
-    """The fields with exactly the judged authority in `Host`.
+    """The fields with exactly the judged authority in `Host`, first if there was none (RFC 9112, 3.2.2)."""
+    found = False
+    kept: list[tuple[bytes, bytes]] = []
+    for name, value in fields:
+        if name.lower() == b"host":
+            found = True
+            kept.append((name, authority(value, host, port, default_port)))
+        else:
+            kept.append((name, value))
+    if not found:
+        kept.insert(0, (b"Host", authority(b"", host, port, default_port)))
+    return tuple(kept)
 
-    A value that already says it, with or without the port, is left as it is: clients sign it.
-    """
+
+def authority(value: bytes, host: str, port: int, default_port: int) -> bytes:
+    """The judged authority. A value that already says it, with or without the port, is left as it is: clients sign it."""
     bare = f"[{host}]" if ":" in host else host
     full = f"{bare}:{port}"
-    accepted = {full.encode()} | ({bare.encode()} if port == default_port else set())
-    wanted = (bare if port == default_port else full).encode()
-    return tuple(
-        (name, wanted) if name.lower() == b"host" and value not in accepted else (name, value)
-        for name, value in fields
-    )
+    if value == full.encode() or (port == default_port and value == bare.encode()):
+        return value
+    return (bare if port == default_port else full).encode()
 
 
 def tokens_of(value: bytes) -> Iterable[bytes]:
