@@ -17,7 +17,7 @@ from edgeguard.dev.workshop import ENVIRONMENT, HEAD_LIFETIME_S, Published, Work
 from edgeguard.evidence.record import Record
 from edgeguard.folder import read_modules
 from edgeguard.policy.source import PolicyErrors
-from edgeguard.proxy.node import Address, Node, write_authorities
+from edgeguard.proxy.node import Address, Node, NodeError, write_authorities
 from edgeguard.server.app import create_app
 from edgeguard.server.run import listen, new_server
 from edgeguard.server.tokens import PublishTokens
@@ -122,8 +122,13 @@ async def _when_fresh(node: Node, at: Address, ready: Callable[[Address], None])
 
     node.guard.subscribe(look)
     look()
-    async with asyncio.timeout(FIRST_POLICY_S):
-        await fresh.wait()
+    try:
+        async with asyncio.timeout(FIRST_POLICY_S):
+            await fresh.wait()
+    except TimeoutError:
+        raise NodeError(
+            f"no policy was enforced within {FIRST_POLICY_S:.0f} s; the state is {node.guard.ladder()}"
+        ) from None
     ready(at)
 
 
