@@ -77,6 +77,9 @@ _V6: Final = {
     "ff00::/8": _C.MULTICAST,
 }
 
+SPECIAL_NETWORKS: Final = (*_V4, *_V6)
+"""The networks of the table, in text."""
+
 METADATA_ADDRESSES: Final = frozenset(
     ip_address(text)
     for text in (
