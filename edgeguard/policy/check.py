@@ -9,7 +9,7 @@ from edgeguard.policy.flat import Flat, Kind, Names, collect_names, flatten
 from edgeguard.policy.model import AgeGate, Exception_, RateLimit
 from edgeguard.policy.regions import BUILT_IN_GROUPS, is_code
 from edgeguard.policy.source import PolicyError, Sources, nearest
-from edgeguard.policy.targets import Target, host_covers, host_overlaps
+from edgeguard.policy.targets import HostKind, Target, host_covers, host_overlaps
 
 MAX_STATEMENTS = 1_000_000
 
@@ -36,11 +36,25 @@ def check_policy(sources: Sources) -> list[PolicyError]:
                     f"action {action_name}", "resource", f"there is no resource `{action.resource}`", hint
                 )
             )
+    errors += _limit_networks(sources, flats.values())
     errors += _salts(sources)
     errors += _regions(sources, flats.values())
     errors += _references(sources, flats)
     errors += _passthrough(sources, flats, names)
     return errors
+
+
+def _limit_networks(sources: Sources, flats: Iterable[Flat]) -> Iterator[PolicyError]:
+    """A limit counts what is asked for by name; the model sees only networks that are spelled out, not those of a resource."""
+    for flat in flats:
+        for target in flat.targets or () if flat.kind is Kind.LIMIT else ():
+            if target.kind is HostKind.NETWORK:
+                yield sources.error(
+                    flat.id,
+                    "match",
+                    f"a limit names hosts, not networks, and `{target}` is one",
+                    "name the hosts",
+                )
 
 
 def _salts(sources: Sources) -> Iterator[PolicyError]:

@@ -13,6 +13,7 @@ ONE = {
     "attack-H08": ("🔐.example.com", "xn--jv8h.example.com"),
     "attack-H09": ("тест.example.com", "xn--e1aybc.example.com"),
     "attack-H09-upper": ("\u0422\u0415\u0421\u0422.Example.com", "xn--e1aybc.example.com"),
+    "attack-H11": ("тест.example.com", "xn--e1aybc.example.com"),
     "attack-H12-accent": ("allowéd.test", "xn--allowd-fva.test"),
     "attack-H20": ("foo_bar._tcp.example.com", "foo_bar._tcp.example.com"),
     "attack-I03-hex": ("0X7f000001", "127.0.0.1"),
@@ -139,3 +140,75 @@ def test_any_text_is_read_once_or_refused(raw):
 @given(st.ip_addresses())
 def test_addresses_are_recognised(address):
     assert is_address(canonical_host(str(address)))
+
+
+SPELLINGS = {
+    "case": str.upper,
+    "mixed case": lambda h: "".join(c.upper() if i % 2 else c for i, c in enumerate(h)),
+    "trailing dot": lambda h: h + ".",
+    "full-width": lambda h: "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in h),
+    "ideographic dot": lambda h: h.replace(".", "\u3002"),
+    "percent": lambda h: h.replace(".", "%2e", 1),
+    "percent letter": lambda h: f"%{ord(h[0]):02x}{h[1:]}",
+    "two dots": lambda h: h.replace(".", "..", 1),
+    "leading dot": lambda h: "." + h,
+    "soft hyphen": lambda h: h[0] + "\u00ad" + h[1:],
+    "zero width": lambda h: h[0] + "\u200b" + h[1:],
+    "nul": lambda h: h + "\x00.example.net",
+    "userinfo": lambda h: "user@" + h,
+    "brackets": lambda h: f"[{h}]",
+    "space": lambda h: h + " ",
+    "sharp s": lambda h: h.replace("ss", "ß"),
+    "dotted i": lambda h: h.replace("i", "\u0130"),
+    "kelvin": lambda h: h.replace("k", "\u212a"),
+}
+labels = st.text("abcdefghiklmnoprst0123456789-_", min_size=1, max_size=12)
+names = st.lists(labels, min_size=2, max_size=5).map(".".join).filter(lambda h: not h[-1].isdigit())
+
+
+@given(names, st.sampled_from(sorted(SPELLINGS)))
+def test_another_spelling_is_the_same_host_or_refused(name, mutator):
+    raw = SPELLINGS[mutator](name)
+    try:
+        host = canonical_host(raw)
+    except HostError:
+        return
+    if mutator in {"sharp s", "dotted i", "kelvin"} and raw != name:
+        assert host != name or raw.lower() == name  # another name, or the same by case alone
+    else:
+        assert host == name
+
+
+def v4_spellings(number):
+    """What inet_aton takes for the same address."""
+    a, b, c, d = number >> 24, number >> 16 & 255, number >> 8 & 255, number & 255
+    return [
+        str(number), hex(number), hex(number).upper().replace("0X", "0X"), f"0{number:o}", f"{a}.{number & 0xFFFFFF}",
+        f"{a}.{b}.{number & 0xFFFF}", f"0x{a:x}.{b}.0{c:o}.{d}", f"0{a:o}.0x{b:X}.{c}.{d}.", f"{a}.{b}.{c}.{d}",
+        f"0000{a:o}.{b}.{c}.{d}" if a else f"0.{b}.{c}.{d}",
+    ]  # fmt: skip
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 9))
+def test_every_ipv4_spelling_is_the_same_host(address, place):
+    assert canonical_host(v4_spellings(int(address))[place]) == str(address)
+
+
+def v6_spellings(address):
+    number = int(address)
+    full = address.exploded
+    mixed = f"{':'.join(full.split(':')[:6])}:{(number >> 24) & 255}.{(number >> 16) & 255}.{(number >> 8) & 255}.{number & 255}"
+    return [
+        full,
+        full.upper(),
+        f"[{full}]",
+        f"[{address.compressed.upper()}]",
+        mixed,
+        f"{full}%eth0",
+        f"[{full}%25en0]",
+    ]
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 6))
+def test_every_ipv6_spelling_is_the_same_host(address, place):
+    assert canonical_host(v6_spellings(address)[place]) == canonical_host(str(address))

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeguard.policy.source import PolicyErrors, load_sources
@@ -120,7 +120,8 @@ def test_punycode_is_named():
     assert "xn--e1aybc.example.com" in str(errors(rule("to: [тест.example.com]"))[0])
 
 
-def test_attack_w11_an_empty_policy_allows_nothing():
+@pytest.mark.parametrize("row", ["attack-W11"])
+def test_an_empty_policy_allows_nothing(row):
     assert load_sources({"m.yaml": HEAD.encode()}).modules[0].rules == ()
 
 
@@ -216,3 +217,47 @@ def test_any_bytes_load_or_are_refused(data):
 def test_any_text_loads_or_is_refused(text):
     with suppress(PolicyErrors):
         load_sources({"x.yaml": (HEAD + text).encode()})
+
+
+def test_a_limit_names_no_network_through_a_resource_either():
+    found = errors(
+        "resources: {inside: {to: ['192.0.2.0/24:443']}}\n"
+        "rate_limits:\n  - {id: l, limit: 1/s, unit: requests, match: {resource: inside}}\n"
+    )
+    assert [(e.line, "not networks" in e.message) for e in found] == [(6, True)]
+
+
+@pytest.mark.parametrize("row", ["attack-W12"])
+def test_contradictions_are_errors(row):
+    found = errors(
+        rule("to: [a.example]\nprotocol: gopher")
+        + "  - {id: d, effect: deny, survive_offline: true}\n  - {id: e, effect: both, to: [a.example]}\n"
+    )
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("row", ["attack-W13"])
+def test_report_and_learning_are_checked_like_the_rest(row):
+    found = errors(
+        rule("to: ['*.com']\nmode: report") + "learning: [{id: x, clients: [web], unmatched: report}]\n"
+    )
+    assert {e.field for e in found} == {"rules[0]", "learning[0].expires"}
+
+
+words = st.sampled_from(
+    ["edgeguard", "1", "module", "m", "owner", "rules", "id", "effect", "allow", "deny", "to", "a.example", "*.example.com:443-",
+     "10.0.0.0/8", "paths", "/a/**", "methods", "GET", "clients", "group:", "any", "rate_limits", "limit", "1/s", "unit", "bytes",
+     "match", "when", "hours", "09:00-25:00", "expires", "2026-02-30", "true", "null", "~", "-1", "1e400", "0x", "é", "\x00", "!!x",
+     "&a", "*a", "|", ">", "---", "...", "%YAML 9.9", "? ", "<<", "\ufeff", "\u2028", "age_gates", "require", "age", "regions", "EU"]
+)  # fmt: skip
+glue = st.sampled_from(
+    [": ", ":\n  ", "\n", "\n- ", "\n  - ", ", ", "{", "}", "[", "]", "'", '"', "#", " ", "\t", "\r"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(words, glue), max_size=40), st.booleans())
+def test_yaml_in_disorder_loads_or_is_refused(parts, headed):
+    text = (HEAD if headed else "") + "".join(word + between for word, between in parts)
+    with suppress(PolicyErrors):
+        load_sources({"m.yaml": text.encode("utf-8", "surrogatepass")})
