@@ -77,7 +77,9 @@ class Verdict(NamedTuple):
     engine: Engine | None = None
     """What decided; None where no policy did (names, essentials, no policy)."""
     addresses: tuple[str, ...] = ()
-    """What may be dialled, after `admit`."""
+    """What may be dialled, after `admit`; empty in a refusal."""
+    resolved: tuple[str, ...] = ()
+    """What `admit` was asked about: the evidence of an address that was refused."""
     taken: Taken | None = None
     """What the limits said, after `settle`."""
 
@@ -153,6 +155,8 @@ class Entry(NamedTuple):
     sent: int | None = None
     received: int | None = None
     why: str | None = None
+    ended: float | None = None
+    """Unix seconds of the end."""
 
     def __call__(self) -> Record:
         return record_of(self)
@@ -356,6 +360,7 @@ class Guard:
             # Fail closed: an address that could not be judged is not dialled.
             logger.exception("judging addresses failed")
             kept, reason, rule = (), Reason.INTERNAL_ERROR, None
+        verdict = verdict._replace(resolved=tuple(addresses))
         if not kept:
             return _refused(verdict, reason or Reason.ADDRESS_NOT_ALLOWED, rule)
         return verdict._replace(addresses=kept)
@@ -409,7 +414,7 @@ class Guard:
         """
         self._release(verdict)
         self.spend(verdict, sent + received - charged)
-        if not self._log.offer(Entry(verdict, sent, received, why)):
+        if not self._log.offer(Entry(verdict, sent, received, why, self._clock())):
             logger.warning("no room to record the end of %s", verdict.id)
 
     def _release(self, verdict: Verdict) -> None:
@@ -445,7 +450,7 @@ def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
 
 def record_of(entry: Entry) -> Record:
     """What the decision log writes of an entry; runs in the log's thread."""
-    verdict, sent, received, why = entry
+    verdict, sent, received, why, ended = entry
     facts, request, decision, snapshot = verdict.facts, verdict.request, verdict.decision, verdict.snapshot
     client = facts.client
     kind: Literal["connect", "request", "close"]
@@ -455,7 +460,7 @@ def record_of(entry: Entry) -> Record:
     taken = verdict.taken
     return Record(
         id=verdict.id,
-        time=verdict.now,
+        time=verdict.now if ended is None else ended,
         kind=kind,
         connection=facts.connection,
         verdict="allow" if decision.allow else "deny",
@@ -482,7 +487,7 @@ def record_of(entry: Entry) -> Record:
         age=age_band(user),
         assurance=None if user is None else user.assurance,
         region=None if user is None else user.region,
-        addresses=verdict.addresses,
+        addresses=verdict.addresses or verdict.resolved,
         bundle=None if snapshot is None else snapshot.bundle_id,
         policy_hash=None if snapshot is None else snapshot.policy_hash,
         bundle_version=None if snapshot is None else snapshot.bundle_version,

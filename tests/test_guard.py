@@ -299,6 +299,25 @@ def test_each_settled_verdict_is_one_record_with_what_a_replay_needs() -> None:
     assert "secret" not in repr(record)
 
 
+def test_the_end_of_a_tunnel_is_recorded_when_it_ends() -> None:
+    bench = Bench()
+    bench.activate()
+    verdict = bench.guard.settle(bench.guard.judge(facts()))
+    bench.now = NOW + 60
+    bench.guard.finish(verdict, sent=1, received=2, why="client_closed")
+    first, last = (record_of(entry) for entry in bench.log.entries)
+    assert (first.id, last.id) == (verdict.id, verdict.id)
+    assert (first.time, last.time, last.kind) == (NOW, NOW + 60, "close")
+
+
+def test_a_refused_address_stands_in_the_record() -> None:
+    bench = Bench()
+    bench.activate()
+    refused = bench.guard.settle(bench.guard.admit(bench.guard.judge(facts()), ["10.0.0.1"]))
+    assert refused.addresses == ()
+    assert record_of(bench.log.entries[0]).addresses == ("10.0.0.1",)
+
+
 def test_ids_are_unique() -> None:
     bench = Bench()
     assert len({bench.guard.judge(facts()).id for _ in range(1000)}) == 1000
