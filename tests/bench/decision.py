@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edgeguard.policy.engine import Engine
+from edgeguard.policy.inside import MAX_RECENT
 from edgeguard.policy.paths import readings
 from edgeguard.policy.request import Assurance, Client, Request, User
+from tests.bench import rego
 from tests.bench.policies import NOW, engine, named
 from tests.bench.run import Run, percentile, time_batches
 
@@ -63,13 +65,18 @@ def measure(run: Run) -> dict[str, float]:
         figures[f"decision.full.p50_us.{size}"] = percentile(found, 0.5)
         figures[f"decision.full.p99_us.{size}"] = percentile(found, 0.99)
         if size == 1000:
+            for key, target in (("full", "/films/{}/watch?quality=high"), ("dirty", "/v{}//a%20b//..")):
+                host = "films.bench.example" if key == "full" else "api.bench.example"
+                fresh = [(full[1][n % 1024][0], host, "GET", target.format(n)) for n in range(4 * MAX_RECENT)]
+                found = time_batches(partial(_requests, full[0]), fresh, batch=BATCH, samples=samples)
+                figures[f"decision.{key}.fresh.p50_us"] = percentile(found, 0.5)
             found = time_batches(partial(_requests, full[0]), dirty, batch=BATCH, samples=samples)
             figures["decision.dirty.p50_us"] = percentile(found, 0.5)
             figures["decision.dirty.p99_us"] = percentile(found, 0.99)
     sizes = run.pick(QUICK_SIZES, SIZES)
     p50 = [figures[f"decision.host.p50_us.{size}"] for size in sizes]
     figures["decision.host.p50_spread"] = max(p50) / min(p50)
-    run.absent("decision.vs_rego", "no embedded Rego is measured yet")
+    figures |= rego.measure(run)
     run.absent("diff.ms.1000", "the semantic diff does not exist yet")
     return figures
 
