@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 from edgeguard.policy.addresses import Address, AddressClass, classify, embedded, parse_address
 from edgeguard.policy.decision import Admission, Decision
 from edgeguard.policy.gates import Gates
-from edgeguard.policy.inside import asked_of
 from edgeguard.policy.kinds import Kind
+from edgeguard.policy.matching import asked_of
 from edgeguard.policy.names import canonical_ipv6
-from edgeguard.policy.plan import Plan, Planner
+from edgeguard.policy.plan import Plan
+from edgeguard.policy.planner import Planner
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Request
 from edgeguard.policy.statements import Statement

@@ -15,13 +15,13 @@ from typing import Final
 from publicsuffixlist import PublicSuffixList
 
 from edgeguard.policy.addresses import METADATA_NAMES, AddressClass, classify
-from edgeguard.policy.check import destinations_overlap, port_covers
+from edgeguard.policy.check import destinations_overlap
+from edgeguard.policy.covering import covers
 from edgeguard.policy.flat import Flat, Kind, collect_names, flatten
 from edgeguard.policy.model import AgeGate, RateLimit, Rule
 from edgeguard.policy.names import is_address
 from edgeguard.policy.source import PolicyError, Sources
-from edgeguard.policy.targets import HostKind, Target, host_covers
-from edgeguard.policy.templates import Template, fold_template, parse_template
+from edgeguard.policy.targets import HostKind, Target
 
 MAX_BUCKET: Final = 400
 """Statements of one host suffix that are compared pairwise; beyond it the check says so."""
@@ -210,9 +210,9 @@ def _pairs(sources: Sources, flats: list[Flat]) -> Iterator[Finding]:
             continue
         for one in group:
             for two in group:
-                if one is not two and (one.id, two.id) not in seen and _covers(one, two):
+                if one is not two and (one.id, two.id) not in seen and covers(one, two):
                     seen.add((one.id, two.id))
-                    yield from _covered(sources, one, two, mutual=_covers(two, one))
+                    yield from _covered(sources, one, two, mutual=covers(two, one))
 
 
 def _bucket(target: Target) -> str:
@@ -259,74 +259,6 @@ def _same_effect(wide: Flat, narrow: Flat) -> bool:
     )
 
 
-def _covers(wide: Flat, narrow: Flat) -> bool:
-    """Whether `wide` surely matches every request that `narrow` matches, always. Errs towards no."""
-    if wide.percent < 100 or narrow.percent < 100 or wide.when is not None or wide.start is not None:
-        return False
-    if wide.end is not None and (narrow.end is None or narrow.end > wide.end):
-        return False
-    if not set(wide.claims) <= set(narrow.claims):
-        return False
-    return (
-        _clients_cover(wide, narrow)
-        and _targets_cover(wide.targets, narrow.targets)
-        and _protocols_cover(wide, narrow)
-        and (
-            wide.methods is None or (narrow.methods is not None and set(narrow.methods) <= set(wide.methods))
-        )
-        and _paths_cover(wide, narrow)
-        and (wide.query is None or wide.query == narrow.query)
-    )
-
-
-def _clients_cover(wide: Flat, narrow: Flat) -> bool:
-    if wide.clients is not None and "any" in wide.clients:
-        return True
-    if wide.clients is None:
-        everybody = wide.kind is not Kind.ALLOW
-        return everybody or narrow.clients is None or "any" not in narrow.clients
-    return narrow.clients is not None and set(narrow.clients) <= set(wide.clients)
-
-
-def _targets_cover(wide: tuple[Target, ...] | None, narrow: tuple[Target, ...] | None) -> bool:
-    if wide is None:
-        return True
-    return narrow is not None and all(
-        any(host_covers(w, n) and port_covers(w, n) for w in wide) for n in narrow
-    )
-
-
-def _protocols_cover(wide: Flat, narrow: Flat) -> bool:
-    if wide.protocols is None:
-        return wide.kind is not Kind.ALLOW or narrow.protocols is None
-    if "tcp" in wide.protocols and wide.kind is Kind.ALLOW:
-        return True
-    return narrow.protocols is not None and set(narrow.protocols) <= set(wide.protocols) and narrow.residual
-
-
-def _paths_cover(wide: Flat, narrow: Flat) -> bool:
-    if wide.paths is None:
-        return True
-    if narrow.paths is None:
-        return False
-    ours = [parse_template(text) for text in wide.paths]
-    theirs = [parse_template(text) for text in narrow.paths]
-    if wide.kind is not Kind.ALLOW:
-        ours, theirs = [fold_template(t) for t in ours], [fold_template(t) for t in theirs]
-    return all(any(template_covers(w, n) for w in ours) for n in theirs)
-
-
-def template_covers(wide: Template, narrow: Template) -> bool:
-    """Whether every path of `narrow` is a path of `wide`."""
-    if len(wide.segments) > len(narrow.segments):
-        return False
-    if not wide.open and (narrow.open or len(wide.segments) != len(narrow.segments)):
-        return False
-    return all(
-        w == n or (w is None and n != "") for w, n in zip(wide.segments, narrow.segments, strict=False)
-    )
-
-
 def _gates(sources: Sources, flats: Iterable[Flat]) -> Iterator[Finding]:
     """Gates and limits that no allow can ever meet."""
     flats = list(flats)
@@ -366,3 +298,10 @@ def _flags(sources: Sources, flats: Iterable[Flat]) -> Iterator[Finding]:
                     f"there is no flag `{flag}`",
                     hint,
                 )
+
+
+__all__ = [
+    "Finding",
+    "Severity",
+    "analyse",
+]

@@ -17,7 +17,8 @@ from edgeguard.policy.decision import Admission, Decision
 from edgeguard.policy.gates import Gates
 from edgeguard.policy.inside import Inside, Recent
 from edgeguard.policy.kinds import Kind
-from edgeguard.policy.plan import Plan, Planner, suffixes
+from edgeguard.policy.plan import Plan
+from edgeguard.policy.planner import Planner, suffixes
 from edgeguard.policy.refusal import Refused
 from edgeguard.policy.request import Client, Request
 from edgeguard.policy.tables import ENTRY, Tables

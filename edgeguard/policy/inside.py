@@ -6,14 +6,15 @@ targets mean one thing and take the short way.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from edgeguard.policy.conditions import NEVER_IMPLIED, OK, PROTOCOL, Condition
+from edgeguard.policy.conditions import NEVER_IMPLIED, OK, PROTOCOL
 from edgeguard.policy.connect import networks, until
 from edgeguard.policy.decision import Decision, Lane, LimitHit
 from edgeguard.policy.gates import Gates
 from edgeguard.policy.keys import STANDARD_METHODS, settle, settled
+from edgeguard.policy.matching import NO_QUERY, Asked, Hits, Reach, met, quick
 from edgeguard.policy.paths import (
     SHORT,
     PathError,
@@ -27,7 +28,7 @@ from edgeguard.policy.paths import (
 from edgeguard.policy.plan import Plan
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.refusal import Refused, first, stage_reason
-from edgeguard.policy.request import Request, User
+from edgeguard.policy.request import User
 from edgeguard.policy.statements import Statement
 
 MAX_OVERRIDES: Final = 4
@@ -36,43 +37,8 @@ MAX_RECENT: Final = 4096
 MAX_GRANTS: Final = 256
 """Decisions kept per plan and protocol."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}\Z").match
-_NO_QUERY: Final[tuple[Query, ...]] = ((),)
 _ROOT: Final = ("/",)
 _MALFORMED: Final = Refused(Reason.MALFORMED_REQUEST)
-
-type Reach = Callable[[str, str, tuple[Query, ...]], int]
-type Hits = Callable[[str, str, tuple[Query, ...]], bool]
-
-
-class Asked:
-    """The methods, paths and queries that a request may mean."""
-
-    __slots__ = ("_folded", "methods", "paths", "queries")
-
-    def __init__(
-        self, methods: tuple[str, ...], paths: tuple[str, ...], queries: tuple[Query, ...] = _NO_QUERY
-    ) -> None:
-        self.methods, self.paths, self.queries = methods, paths, queries
-        self._folded: tuple[str, ...] | None = None
-
-    def hits(self, hits: Hits, lifts: Sequence[Condition] = ()) -> bool:
-        """A restrictive statement matches some reading, and no exception matches every one."""
-        folded = self._folded
-        if folded is None:
-            folded = self._folded = tuple(map(fold_path, self.paths))
-        queries = self.queries
-        for path in folded:
-            for method in self.methods:
-                if hits(method, path, queries):
-                    return not lifts or not any(map(self._lifted, lifts))
-        return False
-
-    def _lifted(self, lift: Condition) -> bool:
-        return all(lift.lifts(m, p, self.queries) for m in self.methods for p in self.paths)
-
-    def reaches(self, reach: Reach) -> bool:
-        """An allow matches every reading."""
-        return all(reach(m, p, self.queries) == OK for m in self.methods for p in self.paths)
 
 
 type Granted = tuple[Decision, list[Statement]]
@@ -86,44 +52,6 @@ class Recent(dict["tuple[Inside, str | None, str | None]", Granted]):
         if len(self) >= MAX_RECENT:
             self.clear()
         self[key] = granted
-
-
-type Quick = tuple[
-    str, frozenset[str] | None, frozenset[str] | None, tuple[str, ...], Condition | None, Statement
-]
-"""A statement for a request that means one thing: id, methods, literal paths (None: any), prefixes of paths, the
-condition if those are not all of it, the statement."""
-
-
-def _quick(statement: Statement, *, strict: bool) -> Quick:
-    cond = statement.cond
-    methods = None if cond.methods is None else cond.methods if strict else cond.loose_methods
-    if cond.query is not None:
-        return statement.id, methods, frozenset(), (), cond, statement
-    if cond.templates is None:
-        return statement.id, methods, None, (), None, statement
-    paths = cond.strict if strict else cond.loose
-    more = None if paths.trie is None else cond
-    return statement.id, methods, paths.exact, paths.prefixes, more, statement
-
-
-def _met(
-    quicks: Iterable[Quick], method: str, folded: Sequence[str], queries: tuple[Query, ...]
-) -> list[Statement]:
-    """The restrictive statements that match some path."""
-    met: list[Statement] = []
-    for _, methods, literals, prefixes, more, statement in quicks:
-        if methods is None or method in methods or method.upper() in methods:
-            for path in folded:
-                if (
-                    literals is None
-                    or path in literals
-                    or path.startswith(prefixes)
-                    or (more is not None and more.hits(method, path, queries))
-                ):
-                    met.append(statement)
-                    break
-    return met
 
 
 class Inside:
@@ -173,10 +101,10 @@ class Inside:
         """Some condition reads the query."""
         self.grants: dict[object, Decision] = {}
         self._quick_allows = tuple(
-            _quick(s, strict=True) for s in plan.allows if s.cond.speaks(protocol, port)
+            quick(s, strict=True) for s in plan.allows if s.cond.speaks(protocol, port)
         )
-        self._quick_denies = tuple(_quick(s, strict=False) for s, _ in self.denies)
-        self._quick_gates = tuple(_quick(s, strict=False) for s, _ in self.gates)
+        self._quick_denies = tuple(quick(s, strict=False) for s, _ in self.denies)
+        self._quick_gates = tuple(quick(s, strict=False) for s, _ in self.gates)
         self._quick = (
             self.steady
             and not self.report_allows
@@ -220,14 +148,14 @@ class Inside:
         if len(target) <= SHORT and clean_target(target) is not None:
             path, mark, _ = target.partition("?")
             if "//" not in path and "/." not in path:
-                return (path,), query_readings(target) if mark and self.asks else _NO_QUERY
+                return (path,), query_readings(target) if mark and self.asks else NO_QUERY
         try:
             if self._plan.looks:
-                return spellings(target), query_readings(target) if "?" in target else _NO_QUERY
+                return spellings(target), query_readings(target) if "?" in target else NO_QUERY
             check_target(target)
         except PathError:
-            return None, _NO_QUERY
-        return _ROOT, _NO_QUERY
+            return None, NO_QUERY
+        return _ROOT, NO_QUERY
 
     def _short(self, method: str, paths: tuple[str, ...], queries: tuple[Query, ...]) -> Granted | None:
         """A grant by one allow that matches every path and no deny; None for whatever needs a closer look."""
@@ -251,9 +179,9 @@ class Inside:
         meant: list[Statement] = []
         if self._quick_denies or self._quick_gates:
             folded = tuple(map(fold_path, paths))
-            if self._quick_denies and _met(self._quick_denies, method, folded, queries):
+            if self._quick_denies and met(self._quick_denies, method, folded, queries):
                 return None
-            meant = _met(self._quick_gates, method, folded, queries)
+            meant = met(self._quick_gates, method, folded, queries)
         decision = self.grants.get(granted)
         return None if decision is None else (decision, meant)
 
@@ -377,13 +305,6 @@ class Inside:
             if asked.hits(hits) and gates.refusal((s,), user, now) is not None
         ]
         return tuple(("would_deny", name) for name in would)
-
-
-def asked_of(request: Request) -> Asked:
-    """The readings of a request that was found well-formed. Raises `PathError` for another."""
-    target = request.target or "/"
-    methods = (request.method or "", *(o.strip().upper() for o in request.overrides))
-    return Asked(methods, spellings(target), query_readings(target))
 
 
 def _everything(plan: Plan) -> Iterable[Statement]:

@@ -5,13 +5,13 @@ Loading checks every field and makes hardly an object, so that activation is sho
 not loaded.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_network
 from itertools import batched
 from typing import Any, Final
 
-from edgeguard.policy.conditions import ANYTHING, Condition
 from edgeguard.policy.kinds import MAX_LABELS, VERSION, Kind
+from edgeguard.policy.pools import Pools, TablesError, list_of, map_of, texts_of
 from edgeguard.policy.statements import (
     EXTRA,
     FOREVER,
@@ -23,59 +23,9 @@ from edgeguard.policy.statements import (
     Statement,
     When,
 )
-from edgeguard.policy.templates import PathError, check_template
 
 ENTRY: Final = 3
 """Numbers per entry of the host index: statement, lowest port, highest port."""
-_PROTOCOLS: Final = frozenset({"tls", "http", "tcp", "websocket"})
-
-
-class TablesError(ValueError):
-    """The sections are not a policy that this version understands."""
-
-
-class Pools:
-    """Client sets and conditions of a section: checked when loaded, made when used."""
-
-    __slots__ = ("_clients", "_conds", "_made_clients", "_made_conds")
-
-    def __init__(self, name: str, section: Mapping[str, Any]) -> None:
-        self._clients, self._conds = _list(name, section, "clients"), _list(name, section, "conds")
-        for anybody, names, groups in self._clients:
-            if type(anybody) is not bool:
-                raise TablesError(f"{name}.clients: malformed")
-            _texts(f"{name}.clients", names)
-            _texts(f"{name}.clients", groups)
-        for cond in self._conds:
-            _check_condition(f"{name}.conds", cond)
-        self._made_clients: dict[int, ClientSet] = {}
-        self._made_conds: dict[int, Condition] = {}
-
-    def clients(self, place: int) -> ClientSet | None:
-        """The client set at `place`; -1 is none."""
-        if place < 0:
-            return None
-        made = self._made_clients.get(place)
-        if made is None:
-            anybody, names, groups = self._clients[place]
-            made = self._made_clients[place] = ClientSet(anybody, frozenset(names), frozenset(groups))
-        return made
-
-    def cond(self, place: int) -> Condition:
-        """The condition at `place`; -1 is the one that asks for nothing."""
-        if place < 0:
-            return ANYTHING
-        made = self._made_conds.get(place)
-        if made is None:
-            protocols, methods, paths, query = self._conds[place]
-            fields = None if query is None else [(key, frozenset(values)) for key, values in query]
-            made = self._made_conds[place] = Condition(protocols, methods, paths, fields)
-        return made
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many client sets and conditions there are."""
-        return len(self._clients), len(self._conds)
 
 
 class StatementTable:
@@ -101,14 +51,14 @@ class StatementTable:
         kinds: frozenset[int],
         regions: Mapping[str, tuple[str, ...]],
     ) -> None:
-        self._pools, self._rows = Pools(name, section), _list(name, section, "rows")
+        self._pools, self._rows = Pools(name, section), list_of(name, section, "rows")
         self._made: list[Statement | None] = [None] * len(self._rows)
         self._regions = regions
         self.lifts: dict[str, tuple[Lift, ...]] = {}
         _check_rows(name, self._rows, self._pools, kinds)
         self.exact: dict[str, list[int]] = _index(name, section, "exact", len(self._rows))
         self.below: dict[str, list[int]] = _index(name, section, "below", len(self._rows))
-        everywhere = _list(name, section, "everywhere")
+        everywhere = list_of(name, section, "everywhere")
         if not all(type(i) is int and 0 <= i < len(self._rows) for i in everywhere):
             raise TablesError(f"{name}.everywhere: not a list of statements")
         self.everywhere: list[int] = [n for i in everywhere for n in (i, 1, 65535)]
@@ -171,7 +121,7 @@ class Tables:
             sections[name] for name in ("rules", "age", "identity", "exceptions")
         )
         self.region_groups: dict[str, tuple[str, ...]] = {
-            n: tuple(_texts("age.groups", c)) for n, c in _map("age", age, "groups").items()
+            n: tuple(texts_of("age.groups", c)) for n, c in map_of("age", age, "groups").items()
         }
         self.rules = StatementTable("rules", rules, frozenset({0, 1, 2, 4, 5}), {})
         self.gates = StatementTable("age", age, frozenset({3}), self.region_groups)
@@ -179,17 +129,17 @@ class Tables:
         self.rules.check_extras()
         self.gates.check_extras()
         self.salt: str = rules.get("salt", "")
-        self.flags: dict[str, bool] = _map("rules", rules, "flags")
+        self.flags: dict[str, bool] = map_of("rules", rules, "flags")
         if type(self.salt) is not str or not set(map(type, self.flags.values())) <= {bool}:
             raise TablesError("rules: the salt is a text, and flags are true or false")
-        self.resources: dict[str, Any] = _map("rules", rules, "resources")
-        self.actions: dict[str, Any] = _map("rules", rules, "actions")
+        self.resources: dict[str, Any] = map_of("rules", rules, "resources")
+        self.actions: dict[str, Any] = map_of("rules", rules, "actions")
         members: dict[str, set[str]] = {}
-        for group, names in _map("identity", identity, "groups").items():
-            for name in _texts("identity.groups", names):
+        for group, names in map_of("identity", identity, "groups").items():
+            for name in texts_of("identity.groups", names):
                 members.setdefault(name, set()).add(group)
         self.member_of = {name: frozenset(groups) for name, groups in members.items()}
-        self.issuers: tuple[Mapping[str, object], ...] = tuple(_list("identity", identity, "issuers"))
+        self.issuers: tuple[Mapping[str, object], ...] = tuple(list_of("identity", identity, "issuers"))
         if not all(type(issuer) is dict for issuer in self.issuers):
             raise TablesError("identity.issuers: not a list of maps")
 
@@ -208,44 +158,6 @@ class Tables:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TablesError(f"malformed: {type(error).__name__}: {error}") from None
-
-
-def _list(name: str, section: Mapping[str, Any], field: str) -> list[Any]:
-    value = section.get(field)
-    if type(value) is not list:
-        raise TablesError(f"{name}.{field}: not a list")
-    return value
-
-
-def _map(name: str, section: Mapping[str, Any], field: str) -> dict[str, Any]:
-    value = section.get(field)
-    if type(value) is not dict or not set(map(type, value)) <= {str}:
-        raise TablesError(f"{name}.{field}: not a map")
-    return value
-
-
-def _texts(name: str, value: object) -> list[str]:
-    if type(value) is not list or not set(map(type, value)) <= {str}:
-        raise TablesError(f"{name}: not a list of texts")
-    return value
-
-
-def _check_condition(name: str, cond: Collection[Any]) -> None:
-    protocols, methods, paths, query = cond
-    for part in (protocols, methods, paths):
-        if part is not None:
-            _texts(name, part)
-    if protocols is not None and not (protocols and _PROTOCOLS.issuperset(protocols)):
-        raise TablesError(f"{name}: the protocols are not known")
-    for key, values in query or ():
-        if type(key) is not str:
-            raise TablesError(f"{name}: a key of the query is malformed")
-        _texts(name, values)
-    try:
-        for path in paths or ():
-            check_template(path)
-    except PathError as error:
-        raise TablesError(f"{name}: {error}") from None
 
 
 def _check_rows(name: str, rows: list[Any], pools: Pools, kinds: frozenset[int]) -> None:
@@ -270,7 +182,7 @@ def _check_rows(name: str, rows: list[Any], pools: Pools, kinds: frozenset[int])
 
 
 def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict[str, list[int]]:
-    index = _map(name, section, field)
+    index = map_of(name, section, field)
     for host, entries in index.items():
         if type(entries) is list and len(entries) == ENTRY:  # nearly all; told apart for speed only
             statement, low, high = entries
@@ -314,7 +226,7 @@ def _networks(name: str, nets: dict[str, list[int]]) -> Networks:
 def _lifts(section: Mapping[str, Any]) -> dict[str, tuple[Lift, ...]]:
     pools = Pools("exceptions", section)
     found: dict[str, list[Lift]] = {}
-    for id_, lifted, clients, cond, targets, start, end in _list("exceptions", section, "rows"):
+    for id_, lifted, clients, cond, targets, start, end in list_of("exceptions", section, "rows"):
         if set(map(type, (start, end))) != {int} or set(map(type, (id_, lifted))) != {str}:
             raise TablesError("exceptions.rows: malformed")
         sets, conds = pools.sizes

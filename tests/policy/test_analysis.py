@@ -2,7 +2,8 @@
 
 import pytest
 
-from edgeguard.policy.analysis import analyse, template_covers
+from edgeguard.policy.analysis import analyse
+from edgeguard.policy.covering import template_covers
 from edgeguard.policy.paths import parse_template
 from edgeguard.policy.source import load_with_places
 
