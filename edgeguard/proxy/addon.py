@@ -7,6 +7,7 @@ one itself. Nothing is dialled without a grant in it. Decides nothing.
 
 import asyncio
 import logging
+from functools import partial
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Client as ClientConnection
@@ -26,6 +27,7 @@ from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk, Resolves, peer_of
 from edgeguard.proxy.failsafe import closed
 from edgeguard.proxy.layers import CLIENT_LEFT, REPLY, SHAPE, Shape
+from edgeguard.proxy.pace import PacedReader, waiting
 from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.proxy.stack import Stack
 from edgeguard.settings import Settings
@@ -306,6 +308,10 @@ class EdgeguardAddon:
     @closed
     def server_connected(self, data: ServerConnectionHookData) -> None:
         self._dialled(data)
+        h2 = self._desk.connections[data.client.id].h2
+        if h2 is not None:
+            io = ctx.master.addons.get("proxyserver").connections[data.client.id].transports[data.server]
+            io.reader = PacedReader(io.reader, partial(waiting, h2))
 
     @closed
     def server_connect_error(self, data: ServerConnectionHookData) -> None:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
+
 from edgeguard.guard import Verdict
 from edgeguard.proxy.clienthello import Hello
 from edgeguard.proxy.passages import Passage
@@ -43,6 +45,8 @@ class Connection:
     exchanges: dict[str, Exchange] = field(default_factory=dict)
     tunnel: Exchange | None = None
     """The CONNECT that the addon itself allowed; None behind the front door."""
+    h2: BufferedH2Connection | None = None
+    """The client's side, where it speaks HTTP/2."""
     hello: Hello | None = None
     """The ClientHello that was just read."""
     untrusted: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mitmproxy import http
 from mitmproxy.connection import Client as ClientConnection
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from edgeguard.guard import DEADLINE_TICK_S, Facts, Guard, Verdict
 from edgeguard.policy.decision import Lane
@@ -65,6 +66,12 @@ class LaneDesk:
         connection = self.connections.get(client.id)
         if connection is not None:
             connection.hello = hello
+
+    def multiplexed(self, client: ClientConnection, h2: BufferedH2Connection) -> None:
+        """Told by the layer: this client speaks HTTP/2."""
+        connection = self.connections.get(client.id)
+        if connection is not None:
+            connection.h2 = h2
 
     def misdirected(self, client: ClientConnection) -> None:
         """Told by the relay: the handshake of a tunnel went on with another name."""

@@ -25,6 +25,8 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHeadersHook,
     HttpResponseHook,
 )
+from mitmproxy.proxy.layers.http._http2 import Http2Server
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.clienthello import ACCESS_DENIED, Hello, HelloError, read_hello
@@ -57,6 +59,7 @@ class Desk(Protocol):
     def unreadable(self, client: Client, reason: Reason) -> http.Response: ...
     def hello(self, client: Client, hello: Hello | None) -> None: ...
     def misdirected(self, client: Client) -> None: ...
+    def multiplexed(self, client: Client, h2: BufferedH2Connection) -> None: ...
     def draining(self, client: Client) -> None: ...
     def moved(self, flow: http.HTTPFlow | None, client: Client, size: int, *, sent: bool) -> None: ...
     def ended(self, flow: http.HTTPFlow | None, client: Client) -> None: ...
@@ -245,8 +248,14 @@ class EdgeHttpLayer(engine.HttpLayer):
         self._desk = desk
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.Start) and self.context.client.alpn != b"h2":
-            self.connections[self.context.client] = EdgeHttp1Server(self.context.fork(), self._desk)
+        if isinstance(event, events.Start):
+            client = self.context.client
+            if client.alpn == b"h2":
+                server = Http2Server(self.context.fork())
+                self.connections[client] = server
+                self._desk.multiplexed(client, server.h2_conn)
+            else:
+                self.connections[client] = EdgeHttp1Server(self.context.fork(), self._desk)
         yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:

@@ -4,10 +4,15 @@ import asyncio
 import contextlib
 import time
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
 import pytest
 
 from edgeguard.proxy import heads
 from edgeguard.proxy.layers import EdgeHttp1Server
+from edgeguard.proxy.pace import MAX_WAITING_BYTES, waiting
 from tests.attacks.conftest import read_response
 from tests.attacks.test_open_connections import allow, get
 
@@ -62,6 +67,40 @@ async def test_what_is_pipelined_is_not_gathered_without_end(rig, gathered):
     rig.enforce("rules:\n" + allow("a", "a.test", server.port, ", protocol: http"))
     await flood(rig, get("a.test", server.port))
     assert max(gathered) < LARGEST
+
+
+async def test_a_shut_window_stops_the_upstream(rig):
+    """attack-S18: and an open one lets everything through."""
+    await rig.start()
+    server = await rig.upstream("a.test")
+    size = 40_000_000
+    server.answer = lambda head: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    rig.enforce("rules:\n" + allow("a", "a.test", server.port, ", methods: [GET], paths: [/x, /y]"))
+    reader, writer = await rig.tunnel("a.test", server.port, alpn=("h2",))
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", f"a.test:{server.port}"),
+        (":path", "/x"),
+    ]
+    client.send_headers(1, fields, end_stream=True)
+    writer.write(client.data_to_send())
+    await asyncio.sleep(1.5)
+    (connection,) = (kept for _, kept in rig.addon._desk.connections.items())
+    assert MAX_WAITING_BYTES < waiting(connection.h2) < MAX_WAITING_BYTES + 200_000
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    client.increment_flow_control_window(2**31 - 1 - 65_535)
+    writer.write(client.data_to_send())
+    got = 0
+    async with asyncio.timeout(10):
+        while got < size:
+            for event in client.receive_data(await reader.read(1 << 20)):
+                got += len(event.data) if isinstance(event, h2.events.DataReceived) else 0
+    writer.transport.abort()
+    await rig.idle()
 
 
 async def test_empty_lines_before_a_request_are_cheap(rig):
