@@ -48,7 +48,7 @@ type Granted = tuple[Decision, list[Statement]]
 class Recent(dict["tuple[Inside, str | None, str | None]", Granted]):
     """What was granted lately, by method and target; shared by all plans of an engine, so that its size is bounded."""
 
-    def keep(self, key: "tuple[Inside, str, str]", granted: Granted) -> None:
+    def keep(self, key: "tuple[Inside, str | None, str | None]", granted: Granted) -> None:
         if len(self) >= MAX_RECENT:
             self.clear()
         self[key] = granted
@@ -120,7 +120,8 @@ class Inside:
     ) -> Decision:  # fmt: skip
         """The verdict on a request with method and target."""
         quick = self._quick and not overrides
-        known = self._recent.get((self, method, target)) if quick else None
+        key = (self, method, target)
+        known = self._recent.get(key) if quick else None
         if known is None:
             if method is None or target is None or (method not in STANDARD_METHODS and not _TOKEN(method)):
                 return _MALFORMED.decision(Lane.INSPECT, (), self._plan.until)
@@ -132,7 +133,7 @@ class Inside:
                 methods = (method, *(o.strip().upper() for o in overrides))
                 return self._whole(Asked(methods, paths, queries), gates, user, now)
             if len(target) <= SHORT:
-                self._recent.keep((self, method, target), known)
+                self._recent.keep(key, known)
         decision, meant = known
         if not meant:
             return decision
