@@ -6,12 +6,13 @@
         answer = policy_engine.evaluate({"resource": "restricted_content", "action": "view", "region": "EU"})
         assert answer["reason"] == "age_verification_required"
 
-A folder with several policies overrides the fixture `edgeguard_policy_dir` in its conftest.py.
+A folder with several policies overrides the fixture `edgeguard_policy_dir` in its conftest.py. `--edgeguard-coverage` says which
+statements the tests exercised; `--edgeguard-min-coverage PERCENT` fails the run below that share.
 """
 
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import pytest
 if (
     TYPE_CHECKING
 ):  # every pytest run imports this module; only those that ask for a policy pay for the language
+    from edgeguard.policy.coverage import Coverage
     from edgeguard.policy.engine import Engine
     from edgeguard.policy.testing import Case, Result
 
@@ -30,6 +32,7 @@ class PolicyEngine:
     def __init__(self, folder: Path, now: float | None = None) -> None:
         self.folder = folder
         self.now = time.time() if now is None else now
+        self._asked: list[tuple[Mapping[str, Any], float]] = []
 
     @cached_property
     def engine(self) -> "Engine":
@@ -50,13 +53,26 @@ class PolicyEngine:
         """Answers a question in network terms or in the policy's own words; see `edgeguard.policy.evaluate`."""
         from edgeguard.policy.evaluate import evaluate
 
-        return evaluate(self.engine, question, self.now if now is None else now)
+        moment = self.now if now is None else now
+        self._asked.append((dict(question), moment))
+        return evaluate(self.engine, question, moment)
 
     def run(self, case: "Case") -> "Result":
         """Runs one YAML case."""
         from edgeguard.policy.testing import run_case
 
+        self._asked.append((case.question, self.now if case.now is None else case.now))
         return run_case(self.engine, case, self.now)
+
+    def coverage(self) -> "Coverage":
+        """Which statements the questions so far exercised. Raises `PolicyErrors`."""
+        from edgeguard.folder import read_modules
+        from edgeguard.policy.coverage import measure
+        from edgeguard.policy.mutation import engine_without
+        from edgeguard.policy.source import load_sources
+
+        policy = load_sources(read_modules(self.folder))
+        return measure(self.engine, self._asked, partial(engine_without, policy))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,6 +80,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--edgeguard-policy", metavar="DIR", default=None, help="policy folder of the fixture policy_engine"
     )
+    group.addoption(
+        "--edgeguard-coverage",
+        action="store_true",
+        help="say which statements of the policies were exercised",
+    )
+    group.addoption(
+        "--edgeguard-min-coverage",
+        metavar="PERCENT",
+        type=float,
+        default=None,
+        help="fail the run if fewer statements of a policy were exercised",
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Too little coverage fails the run."""
+    wanted = session.config.getoption("--edgeguard-min-coverage")
+    if wanted is not None and any(engine.coverage().percent < wanted for engine in _loaded.values()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The statements that no test exercised."""
+    wanted = config.getoption("--edgeguard-min-coverage")
+    if not _loaded or (wanted is None and not config.getoption("--edgeguard-coverage")):
+        return
+    terminalreporter.section("policy coverage")
+    for folder, engine in _loaded.items():
+        coverage = engine.coverage()
+        bad = wanted is not None and coverage.percent < wanted
+        terminalreporter.write_line(
+            f"{folder}: {len(coverage.covered)} of {len(coverage.statements)} statements exercised "
+            f"({coverage.percent:.0f} %)" + (f", less than {wanted:g} %" if bad else ""),
+            red=bad,
+        )
+        if coverage.uncovered:
+            terminalreporter.write_line(f"  not exercised: {', '.join(coverage.uncovered)}")
 
 
 @pytest.fixture(scope="session")

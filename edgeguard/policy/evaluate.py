@@ -14,6 +14,7 @@ from urllib.parse import quote
 from edgeguard.policy.decision import Decision
 from edgeguard.policy.engine import Engine
 from edgeguard.policy.names import HostError, canonical_host, split_authority
+from edgeguard.policy.rates import hit_text
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Assurance, Client, Request, User
 from edgeguard.policy.targets import HostKind, Target, parse_target
@@ -37,8 +38,8 @@ class QuestionError(ValueError):
 def evaluate(engine: Engine, question: Mapping[str, Any], now: float) -> dict[str, Any]:
     """Answers `question` at `now` (Unix seconds).
 
-    Returns `allow`, `reason`, `rule`, `near`, `lane`, `would`, `limits` (ids; nothing is charged), `required` and `request`, the
-    request that decided. Raises `QuestionError`.
+    Returns `allow`, `reason`, `rule`, `near`, `lane`, `would`, `limits` (ids; nothing is charged), `quotas` (their rates),
+    `required` and `request`, the request that decided. Raises `QuestionError`.
     """
     for key in question:
         if key not in _FIELDS:
@@ -49,7 +50,7 @@ def evaluate(engine: Engine, question: Mapping[str, Any], now: float) -> dict[st
             )
     restricted = question.get("restricted", False) is True
     worst: tuple[int, Request, Decision] | None = None
-    for count, request in enumerate(_requests(engine, question, now, restricted)):
+    for count, request in enumerate(requests_of(engine, question, now)):
         if count >= MAX_WITNESSES:
             raise QuestionError(
                 "the resource is too wide to be judged as a whole; ask about a host and a path"
@@ -72,6 +73,7 @@ def _answer(request: Request, decision: Decision) -> dict[str, Any]:
         "lane": decision.lane.value,
         "would": [list(pair) for pair in decision.would],
         "limits": [hit.limit for hit in decision.limits],
+        "quotas": {hit.limit: hit_text(hit) for hit in decision.limits},
         "required": None
         if need is None
         else {"age": need.age, "assurance": need.assurance.name.lower() if need.assurance else None},
@@ -85,7 +87,9 @@ def _answer(request: Request, decision: Decision) -> dict[str, Any]:
     }
 
 
-def _requests(engine: Engine, question: Mapping[str, Any], now: float, restricted: bool) -> Iterator[Request]:
+def requests_of(engine: Engine, question: Mapping[str, Any], now: float) -> Iterator[Request]:
+    """The requests that a question stands for. Raises `QuestionError`."""
+    restricted = question.get("restricted", False) is True
     client, user = _client(question), _user(question)
     own, net = "resource" in question or "action" in question, "host" in question
     if own == net:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from edgeguard.policy.engine import Engine
 from edgeguard.policy.evaluate import QuestionError, evaluate
 from edgeguard.policy.model import Moment, Strict
+from edgeguard.policy.rates import same_rate
 from edgeguard.policy.source import PolicyError, PolicyErrors, parse_yaml, translate
 
 _EXPECTED: Final = ("allow", "reason", "rule", "near", "lane", "would", "limits")
@@ -32,6 +33,17 @@ class Expectation(Strict):
     lane: str | None = None
     would: list[list[str]] | None = None
     limits: list[str] | None = None
+    quotas: dict[str, str] | None = None
+    """Rates of limits, as `100/s` or `100/s burst 200`."""
+
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        return (
+            {k: str(v) if type(v) is int else v for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
 
 class CaseModel(Strict):
@@ -122,4 +134,8 @@ def run_case(engine: Engine, case: Case, now: float) -> Result:
         for key in _EXPECTED
         if key in case.expect and case.expect[key] != answer[key]
     ]
+    for limit, rate in (case.expect.get("quotas") or {}).items():
+        found = answer["quotas"].get(limit)
+        if found is None or not same_rate(rate, found):
+            problems.append(f"quotas.{limit}: expected {rate!r}, got {found!r}")
     return Result(case, answer, tuple(problems))

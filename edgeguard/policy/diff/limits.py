@@ -6,22 +6,11 @@ from typing import Final
 from edgeguard.policy.decision import Decision
 from edgeguard.policy.diff.side import Side
 from edgeguard.policy.diff.values import Effect
+from edgeguard.policy.rates import rate_text
 from edgeguard.policy.tables import Limit, Statement
 
 _SCOPES: Final = {"process": 0, "host": 1, "fleet": 2}
-_UNITS: Final = {1: "s", 60: "m", 3600: "h", 86400: "d"}
 _BOTH: Final = frozenset(Effect)
-
-
-def rate_text(quota: int, period_ns: int, burst: int) -> str:
-    """`100/s burst 200`; a bare number for concurrent tunnels."""
-    if not period_ns:
-        return str(quota)
-    seconds = period_ns // 10**9
-    unit = max((s for s in _UNITS if seconds % s == 0), default=1)
-    count = seconds // unit
-    text = f"{quota}/{count if count > 1 else ''}{_UNITS[unit]}"
-    return text if burst == quota else f"{text} burst {burst}"
 
 
 def compare_limits(old: Limit, new: Limit) -> frozenset[Effect]:
@@ -49,7 +38,7 @@ def compare_limits(old: Limit, new: Limit) -> frozenset[Effect]:
 
 
 class LimitComparer:
-    """Compares what two decisions count. `alike` are limits that were only renamed."""
+    """Compares what two decisions count. A limit that was only renamed is the same limit."""
 
     def __init__(self, old: Side, new: Side) -> None:
         self._sides = (old, new)
@@ -88,7 +77,5 @@ class LimitComparer:
 
 
 def _describe(limit: Limit) -> str:
-    text = (
-        f"{rate_text(limit.quota, limit.period_ns, limit.burst)} {limit.unit} per {' and '.join(limit.key)}"
-    )
+    text = f"{rate_text(limit.quota, limit.period_ns, limit.burst, limit.unit)} {limit.unit} per {' and '.join(limit.key)}"
     return text if limit.scope == "process" else f"{text}, {limit.scope}-wide"

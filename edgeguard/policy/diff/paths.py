@@ -6,7 +6,7 @@ case matters, and a segment that none wants. Targets with empty segments are cla
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ from edgeguard.policy.paths import Segments, Template, fold, fold_template
 
 MAX_STATES: Final = 4096
 """States of the automaton that are visited."""
-MAX_OCCURRENCES: Final = 6
+MAX_OCCURRENCES: Final = 8
 """Ways to write one query key of which every combination is tried."""
 MAX_QUERIES: Final = 2048
 MALFORMED: Final = "/.."
@@ -161,9 +161,9 @@ def query_classes(conds: Conditions) -> tuple[list[str], bool]:
     complete = not any("%" in text for query in wanted for key, vs in query for text in (key, *vs))
     choices = []
     for folded in sorted(spellings):
-        some, all_of_them = _occurrences(folded, spellings[folded], values[folded], bool(conds.loose))
-        complete = complete and all_of_them
-        choices.append(some)
+        single = _occurrences(conds, folded, spellings[folded], values[folded])
+        complete = complete and len(single) <= MAX_OCCURRENCES
+        choices.append(_some(single))
     found: dict[object, str] = {}
     for count, picked in enumerate(product(*choices)):
         if count >= MAX_QUERIES:
@@ -178,27 +178,46 @@ def query_classes(conds: Conditions) -> tuple[list[str], bool]:
     return list(found.values()), complete
 
 
-def _occurrences(
-    folded: str, spellings: set[str], values: set[str], loose: bool
-) -> tuple[list[tuple[Pair, ...]], bool]:
-    """Sets of (key, value) in which one key may occur."""
+def _occurrences(conds: Conditions, folded: str, spellings: set[str], values: set[str]) -> list[Pair]:
+    """The ways to write one key with a value that some condition tells apart."""
     fresh = FRESH
     while fresh in {v.casefold() for v in values}:
         fresh += "-"
     texts = [*sorted(values), fresh]
+    texts += [t for v in sorted({v.casefold() for v in values}) if (t := _respelled(v, values)) is not None]
     keys = sorted(spellings)
-    if loose:
-        texts += [t for v in sorted({v.casefold() for v in values}) if (t := _respelled(v, values)) not in {None, *values}]  # type: ignore[misc]  # fmt: skip
-        other = _respelled(folded, spellings)
-        if other is not None and other not in spellings:
-            keys.append(other)
-    single = [(key, text) for key in keys for text in texts]
+    other = _respelled(folded, spellings)
+    if other is not None:
+        keys.append(other)
+    found: dict[object, Pair] = {}
+    for key in keys:
+        for text in texts:
+            strict = tuple(_accepts(c.query, key, text, fold=False) for c in conds.strict)
+            loose = tuple(_accepts(c.query, key, text, fold=True) for c in conds.loose)
+            if any(map(any, strict)) or any(2 in places for places in loose):
+                found.setdefault((strict, loose), (key, text))
+    return list(found.values())
+
+
+def _accepts(
+    query: Sequence[tuple[str, frozenset[str]]] | None, key: str, value: str, *, fold: bool
+) -> tuple[int, ...]:
+    """What one occurrence is to each key of a condition: 0 nothing, 1 a value that is not listed, 2 one that is."""
+    found = []
+    for name, accepted in query or ():
+        if (name.casefold() == key.casefold()) if fold else name == key:
+            listed = value.casefold() in {v.casefold() for v in accepted} if fold else value in accepted
+            found.append(2 if listed or "*" in accepted else 1)
+        else:
+            found.append(0)
+    return tuple(found)
+
+
+def _some(single: Sequence[Pair]) -> list[tuple[Pair, ...]]:
+    """Every combination; past the cap none, one, two and all of them."""
     if len(single) <= MAX_OCCURRENCES:
-        return [c for size in range(len(single) + 1) for c in combinations(single, size)], True
-    some: list[tuple[Pair, ...]] = [(), *((pair,) for pair in single)]
-    some += combinations(single, 2)
-    some.append(tuple(single))
-    return some[:MAX_QUERIES], False
+        return [c for size in range(len(single) + 1) for c in combinations(single, size)]
+    return [(), *((pair,) for pair in single), *islice(combinations(single, 2), MAX_QUERIES), tuple(single)]
 
 
 def _strictly(query: Sequence[tuple[str, frozenset[str]]], pairs: Sequence[Pair]) -> bool:
