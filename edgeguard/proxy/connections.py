@@ -53,6 +53,8 @@ class Connection:
     """What the engine said about the last failed handshake with an upstream."""
     dialling: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     drain: asyncio.TimerHandle | None = None
+    deadline: asyncio.TimerHandle | None = None
+    """Of the head or handshake that is being read."""
     ending: str | None = None
     """Why we end it, if we do."""
 
@@ -90,7 +92,7 @@ class Connections:
         """Forgets a connection and its timers."""
         connection = self._open.pop(client_id, None)
         if connection is not None:
-            for timer in (*connection.dialling.values(), connection.drain):
+            for timer in (*connection.dialling.values(), connection.drain, connection.deadline):
                 if timer is not None:
                     timer.cancel()
         return connection

@@ -46,6 +46,8 @@ class LaneDesk:
         self.user_header = settings.user.header.encode()
         self.head_bytes = settings.bounds.head_bytes
         self.hello_bytes = settings.bounds.hello_bytes
+        self.head_s = settings.bounds.head_s
+        self.hello_s = settings.bounds.hello_s
         self._resolver = resolver
         self._help_url = help_url
         self._challenge = 'Basic realm="edgeguard"' if settings.identity.secret else None
@@ -78,6 +80,18 @@ class LaneDesk:
         connection = self.connections.get(client.id)
         if connection is not None:
             self.refuse_tunnel(connection, Reason.MISDIRECTED_REQUEST)
+
+    def within(self, client: ClientConnection, seconds: float | None) -> None:
+        """What the client has begun has to be whole in time, or its connection ends; None: it is whole."""
+        connection = self.connections.get(client.id)
+        if connection is None:
+            return
+        if connection.deadline is not None:
+            connection.deadline.cancel()
+            connection.deadline = None
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            connection.deadline = loop.call_later(seconds, failsafe.disconnect, client.id)
 
     def draining(self, client: ClientConnection) -> None:
         """A refusal was sent: what still uploads is dropped, but not for ever."""

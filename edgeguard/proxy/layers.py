@@ -55,11 +55,14 @@ class Desk(Protocol):
 
     head_bytes: int
     hello_bytes: int
+    head_s: float
+    hello_s: float
 
     def unreadable(self, client: Client, reason: Reason) -> http.Response: ...
     def hello(self, client: Client, hello: Hello | None) -> None: ...
     def misdirected(self, client: Client) -> None: ...
     def multiplexed(self, client: Client, h2: BufferedH2Connection) -> None: ...
+    def within(self, client: Client, seconds: float | None) -> None: ...
     def draining(self, client: Client) -> None: ...
     def moved(self, flow: http.HTTPFlow | None, client: Client, size: int, *, sent: bool) -> None: ...
     def ended(self, flow: http.HTTPFlow | None, client: Client) -> None: ...
@@ -190,6 +193,7 @@ class EdgeHttp1Server(_http1.Http1Server):
     def __init__(self, context: Context, desk: Desk) -> None:
         super().__init__(context)
         self._desk = desk
+        self._begun = False
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
@@ -202,7 +206,13 @@ class EdgeHttp1Server(_http1.Http1Server):
                     return
                 end = head_end(data, 0, self._desk.head_bytes)
                 if end < 0:
+                    if not self._begun:
+                        self._begun = True
+                        self._desk.within(self.context.client, self._desk.head_s)
                     return
+                if self._begun:
+                    self._begun = False
+                    self._desk.within(self.context.client, None)
                 parse_head(data[:end])
             except HeadError as error:
                 yield from self._unreadable(error.reason)
@@ -271,8 +281,18 @@ class EdgeClientTLS(tls.ClientTLSLayer):
         super().__init__(context)
         self._desk = desk
         self._hello = bytearray()
+        self._begun = False
 
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        if not self._begun:
+            self._begun = True
+            self._desk.within(self.context.client, self._desk.hello_s)
+        done, error = yield from self._receive(data)
+        if done:
+            self._desk.within(self.context.client, None)
+        return done, error
+
+    def _receive(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
         if self.client_hello_parsed:
             return (yield from super().receive_handshake_data(data))
         self._hello += data

@@ -107,3 +107,51 @@ async def test_an_open_tunnel_ends_when_its_budget_is_used_up(rig, inspect):
     taken = rig.guard._limiter._enforced["volume"]
     ((_, debt),) = taken.values.items()
     assert debt
+
+
+@pytest.mark.parametrize("door", ["edge", "regular"])
+async def test_a_second_head_that_drips_in_is_not_waited_for(rig):
+    """attack-C12: nor is an idle connection between two requests cut off."""
+    rig.bounds["head_s"] = 0.5
+    await rig.start()
+    server = await rig.upstream()
+    rig.enforce("rules:\n" + allow("p", "p.test", server.port, ", protocol: http"))
+    reader, writer = await rig.connect()
+    request = get("p.test", server.port)
+    for _ in range(2):
+        writer.write(request[:20])
+        await asyncio.sleep(0.1)
+        writer.write(request[20:])
+        assert b" 200 " in (await read_response(reader)).split(b"\r\n")[0]
+        await asyncio.sleep(0.8)
+    begin = time.monotonic()
+    gone = asyncio.ensure_future(ended(reader))
+    for byte in request[:-2]:
+        if gone.done():
+            break
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.05)
+    assert await gone
+    assert time.monotonic() - begin < 1.5
+    writer.transport.abort()
+    await rig.idle()
+
+
+async def test_a_handshake_that_stops_is_not_waited_for(rig):
+    """attack-C12"""
+    rig.bounds["hello_s"] = 0.5
+    await rig.start()
+    server = await rig.upstream("a.test")
+    rig.enforce("rules:\n" + allow("a", "a.test", server.port, ", methods: [GET], paths: [/x]"))
+    reader, writer = await rig.connect()
+    writer.write(f"CONNECT a.test:{server.port} HTTP/1.1\r\nHost: a.test:{server.port}\r\n\r\n".encode())
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(client_hello("a.test"))
+    assert await ended(reader, 2)
+    await rig.idle()
+    stays, kept = await rig.tunnel("a.test", server.port)
+    await asyncio.sleep(0.8)
+    kept.write(f"GET /x HTTP/1.1\r\nHost: a.test:{server.port}\r\n\r\n".encode())
+    assert b" 200 " in (await read_response(stays)).split(b"\r\n")[0]
+    kept.transport.abort()
+    await rig.idle()
