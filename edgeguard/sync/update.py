@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Final, NamedTuple
 
@@ -42,6 +43,7 @@ from edgeguard.sync.boots import CRASHLOOP, STEADY_S, Boots
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.fetch import FetchCode, Fetched, Fetcher, FetchError
+from edgeguard.sync.gentle import gently
 from edgeguard.sync.report import EventKind, Report, SyncEvent
 from edgeguard.sync.store import Slot
 from edgeguard.sync.store import Store as StateStore
@@ -410,7 +412,8 @@ class Updater:
 
     async def _offer(self, event: Event, wanted: list[Fetch] | None = None) -> SyncEvent | None:
         """Takes one step and executes its effects; answers what was refused, if anything was."""
-        following, effects = step(self.state, event, self.clock.now())
+        with gently() if isinstance(event, BundleOffered) else nullcontext():
+            following, effects = step(self.state, event, self.clock.now())
         in_force_already = False
         failure: SyncEvent | None = None
         for effect in effects:

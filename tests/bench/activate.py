@@ -19,6 +19,7 @@ from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.settings.model import Identity
+from edgeguard.sync.gentle import gently
 from tests.bench.policies import section
 from tests.bench.run import Run
 from tests.bench.world import ENVIRONMENT, signed
@@ -131,7 +132,8 @@ def _offer(state: TrustState, offer: Offer, guard: Guard, now: float) -> TrustSt
     head, bundle = offer
     activated = False
     for event in (HeadOffered(head), BundleOffered(bundle)):
-        state, effects = step(state, event, now)
+        with gently():  # as `sync/update.py` does
+            state, effects = step(state, event, now)
         for effect in effects:
             if isinstance(effect, Refuse):
                 raise effect.refusal
