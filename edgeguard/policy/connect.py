@@ -20,20 +20,25 @@ def connection(plan: Plan, protocol: str) -> Decision:
     """The decision that holds as long as the plan does. Kept in `plan.connect`."""
     port = plan.port
     allows = [a for a in plan.allows if a.cond.opens(protocol, port)]
-    refused = plan.early or _refusal(plan, protocol, allows)
+    free = [a for a in allows if a.cond.free(protocol, port)]
+    lane = _lane(plan, protocol, allows, free)
+    # What goes through a tunnel is granted by the allows that ask for nothing inside it; only their
+    # `resolves_to` counts there.
+    granting = free if lane is Lane.TUNNEL else allows
+    refused = plan.early or _refusal(plan, protocol, allows, granting)
     if refused is not None:
         would = [("would_allow", a.id) for a in plan.report_allows if a.cond.opens(protocol, port)]
-        decision = refused.decision(_lane(plan, protocol, allows), tuple(would), plan.until)
+        decision = refused.decision(lane, tuple(would), plan.until)
     else:
         names = [a.id for a in allows]
         would = [("would_deny", d.id) for d in plan.report_denies if d.cond.certain(protocol, port)]
         if not allows and plan.learn is not None:
             would.append(("would_deny", plan.learn))
-        free = next((a.id for a in allows if a.cond.free(protocol, port)), None)
-        rule = free or (names[0] if names else plan.learn)
+        rule = free[0].id if free else names[0] if names else plan.learn
         limits = _limits(plan, protocol, rule or "", names)
-        lane, resolves = _lane(plan, protocol, allows), networks(allows)
-        decision = Decision(True, None, rule, lane, None, tuple(would), limits, None, resolves, plan.until)
+        decision = Decision(
+            True, None, rule, lane, None, tuple(would), limits, None, networks(granting), plan.until
+        )
     plan.connect[protocol] = decision
     return decision
 
@@ -69,7 +74,9 @@ def networks(allows: Sequence[Statement]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(network for some in named for network in some))
 
 
-def _refusal(plan: Plan, protocol: str, allows: list[Statement]) -> Refused | None:
+def _refusal(
+    plan: Plan, protocol: str, allows: list[Statement], granting: list[Statement]
+) -> Refused | None:
     """The first reason of the ladder that applies."""
     port = plan.port
     if (
@@ -90,12 +97,12 @@ def _refusal(plan: Plan, protocol: str, allows: list[Statement]) -> Refused | No
         for deny in plan.denies:
             if deny.cond.may_touch(protocol, port):
                 return Refused(Reason.DENIED_BY_RULE, deny.id)
-    if plan.refused_address([a.id for a in allows]):
+    if plan.refused_address([a.id for a in granting]):
         return Refused(Reason.ADDRESS_NOT_ALLOWED)
     return None
 
 
-def _lane(plan: Plan, protocol: str, allows: list[Statement]) -> Lane:
+def _lane(plan: Plan, protocol: str, allows: list[Statement], free: list[Statement]) -> Lane:
     """Inspect only if something beyond client, host and port could change the verdict, or an author insists."""
     if protocol == "tcp":
         return Lane.TUNNEL
@@ -107,8 +114,10 @@ def _lane(plan: Plan, protocol: str, allows: list[Statement]) -> Lane:
     if "passthrough" in said:
         return Lane.TUNNEL
     port = plan.port
-    if plan.learn is None and not any(a.cond.free(protocol, port) for a in allows):
+    if plan.learn is None and not free:
         return Lane.INSPECT
+    if not set(networks(allows)) <= set(networks(free)):
+        return Lane.INSPECT  # some requests may go to addresses where others may not
     if any(s.cond.may_touch(protocol, port) for s in (*plan.denies, *plan.gates)):
         return Lane.INSPECT
     names = {a.id for a in allows}
