@@ -141,6 +141,8 @@ def recorded(line: Mapping[str, Any]) -> Recorded:
 
 
 def _recorded(line: Mapping[str, Any]) -> Recorded:
+    if line["verdict"] not in {"allow", "deny"} or type(line["host"]) is not str:
+        raise ValueError("no verdict on a host")
     low, high, up_to = _band(line.get("age"))
     assurance = Assurance[line["assurance"].upper()] if "assurance" in line else None
     invalid = line.get("token") == "invalid"

@@ -71,3 +71,81 @@ def test_bad_questions(engine, question, words):
 def test_host_and_port_in_one(engine):
     assert evaluate(engine, {"host": "a.shop.example:443"}, NOW)["allow"]
     assert evaluate(engine, {"host": "::1"}, NOW)["reason"] == "host_not_allowed"
+
+
+SHAPES = """
+edgeguard: 1
+module: shapes
+owner: o
+resources:
+  restricted_content: {to: [media.example], paths: ["/restricted/**"]}
+  pii_export: {to: [profiles.example], paths: ["/export/**"]}
+  counted: {to: [api.example]}
+actions:
+  view: {methods: [GET, HEAD]}
+  read_pii_export: {methods: [GET], resource: pii_export}
+rules:
+  - {id: media, effect: allow, to: [media.example]}
+  - {id: pii, effect: allow, clients: [notification-worker], action: read_pii_export, claims: [worker.pii]}
+  - {id: api, effect: allow, to: [api.example]}
+age_gates:
+  - {id: adult, match: {resource: restricted_content, action: view}, regions: [EU], require: {age: 18}}
+rate_limits:
+  - {id: calls, match: {rules: [api]}, limit: 1200/2h, burst: 7, unit: requests}
+  - {id: volume, match: {rules: [api]}, limit: 2GB/h, unit: bytes}
+  - {id: open, match: {rules: [api]}, limit: 4, unit: concurrent_tunnels}
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return Engine(Tables.load(compile_policy(load_sources({"m.yaml": SHAPES.encode()}))))
+
+
+@pytest.mark.parametrize(
+    ("question", "allow", "reason"),
+    [
+        ({"region": "EU", "user": {"age_verified": False}, "resource": "restricted_content", "action": "view"}, False, "age_verification_required"),
+        ({"region": "EU", "user": {"age_verified": True}, "resource": "restricted_content", "action": "view"}, True, None),
+        ({"service": "notification-worker", "action": "read_pii_export", "claims": ["worker.basic"]}, False, "claim_missing"),
+        ({"service": "notification-worker", "action": "read_pii_export", "claims": ["worker.pii"]}, True, None),
+        ({"service": "notification-worker", "action": "read_pii_export", "resource": "pii_export", "claims": ["worker.pii"]}, True, None),
+        ({"client": "notification-worker", "host": "profiles.example", "path": "/export/1", "claims": ["worker.pii"]}, True, None),
+        ({"client": "notification-worker", "host": "profiles.example", "port": 8443}, False, "port_not_allowed"),
+        ({"region": "DE", "user": {}, "host": "media.example", "method": "GET", "path": "/restricted/x"}, False, "age_verification_required"),
+    ],
+)  # fmt: skip
+def test_both_shapes_of_a_question(shapes, question, allow, reason):
+    """In network terms, and in the policy's own words; an action may name the resource that it is about."""
+    answer = evaluate(shapes, question, NOW)
+    assert (answer["allow"], answer["reason"]) == (allow, reason)
+
+
+@pytest.mark.parametrize(
+    "question", [{"action": "view"}, {"action": "veiw", "resource": "counted"}, {"resource": "count"}]
+)
+def test_words_that_lead_nowhere(shapes, question):
+    with pytest.raises(QuestionError):
+        evaluate(shapes, question, NOW)
+
+
+def test_answers_carry_the_rates(shapes):
+    assert evaluate(shapes, {"client": "a", "host": "api.example", "path": "/"}, NOW)["quotas"] == {
+        "calls": "1200/2h burst 7"
+    }
+    assert evaluate(shapes, {"client": "a", "host": "api.example"}, NOW)["quotas"] == {
+        "open": "4",
+        "volume": "2GB/h",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passes"),
+    [("1200/2h", True), ("1200/2h burst 7", True), ("1200/2h burst 8", False), ("600/h", False)],
+)
+def test_a_case_may_state_the_rate(shapes, wanted, passes):
+    from edgeguard.policy.testing import load_cases, run_case
+
+    text = f"edgeguard_tests: 1\ncases:\n  - {{name: x, request: {{host: api.example, path: /}}, expect: {{allow: true, quotas: {{calls: {wanted}}}}}}}\n"
+    (case,) = load_cases({"t.yaml": text.encode()})
+    assert run_case(shapes, case, NOW).passed is passes
