@@ -280,7 +280,7 @@ def _print_difference(difference: "Difference", lines: int) -> None:
     for effect, mark in ((Effect.WIDENING, "[red]+[/]"), (Effect.NARROWING, "[green]-[/]")):
         found = [change for change in difference.changes if change.effect is effect]
         for change in found[:lines]:
-            more = f"; {change.count} such" if change.count > 1 else ""
+            more = f"; and {change.count - 1} like it" if change.count > 1 else ""
             out.print(f"{mark} {change.domain.value:8} {escape(str(change))}{more}")
         if len(found) > lines:
             out.print(f"{mark} {len(found) - lines} more (--lines, --json)")

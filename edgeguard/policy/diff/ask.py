@@ -9,7 +9,7 @@ from edgeguard.policy.addresses import Address, canonical_address, classify, emb
 from edgeguard.policy.decision import Decision, Lane
 from edgeguard.policy.diff.admits import admits
 from edgeguard.policy.diff.hosts import address_classes
-from edgeguard.policy.diff.inside import looks
+from edgeguard.policy.diff.inside import looks, sample
 from edgeguard.policy.diff.side import Network
 from edgeguard.policy.diff.values import Effect, Example
 from edgeguard.policy.names import is_address
@@ -71,6 +71,7 @@ class Asker:
         self._dead: Decision | None = None
         self._resolved: set[object] = set()
         self._connections: list[tuple[Request, Decision, Decision]] = []
+        self._noted: set[object] = set()
         self.effects: set[Effect] = set()
 
     def connection(self, protocol: Protocol, users: Sequence[User | None]) -> bool:
@@ -80,6 +81,16 @@ class Asker:
         """
         request = self._place.request(protocol)
         return any(any(answer) for _, answer in self._for_users(request, users, lanes=True))
+
+    def example(self, protocol: Protocol, statement: Statement) -> bool:
+        """Asks for one request that the statement, alone where it stands, should grant. Returns whether one side does."""
+        if not self.connection(protocol, [None]):
+            return False
+        if protocol == "tcp":
+            self.note_connections()
+            return True
+        method, target = sample(statement.cond)
+        return any(self._ask(self._place.request(protocol, method, target), lanes=False))
 
     def requests(
         self, request: Request, methods: Sequence[str], users: Sequence[User | None], *, pairs: bool
@@ -160,6 +171,13 @@ class Asker:
         """Whether this difference begins here and now."""
         self.effects.add(effect)
         key = (what, effect, one.allow, one.rule or one.reason, two.allow, two.rule or two.reason, more)
+        return self._begins(key)
+
+    def _begins(self, key: object) -> bool:
+        """Whether this was not found at this place yet, nor at the same port at an earlier moment."""
+        if key in self._noted:
+            return False
+        self._noted.add(key)
         here = (self._place.at, self._place.restricted)
         return self._seen.setdefault(key, here) == here
 
@@ -171,9 +189,7 @@ class Asker:
     def _limits(self, request: Request, one: Decision, two: Decision) -> None:
         for effect, text, old, new in self._run.limits.compare(self._live.old, self._live.new, one, two):
             self.effects.add(effect)
-            key = ("limit", effect, text, old, new)
-            here = (self._place.at, self._place.restricted)
-            if self._seen.setdefault(key, here) == here:
+            if self._begins(("limit", effect, text, old, new)):
                 self._run.found.limit(effect, text, self._example(request), one, two, self._since)
 
     def _addresses(self, request: Request, one: Decision, two: Decision) -> None:

@@ -194,6 +194,9 @@ class Comparison:
         ask = Asker(self, place, live, seen, simple=simple)
         openers = [s for s in (*live.old, *live.new) if s.kind in _GRANTING]
         tried = [p for p in _PROTOCOLS if any(_opens(s, p, place.port) for s in openers)]
+        alone = _alone(live)
+        if alone is not None and any(ask.example(protocol, alone) for protocol in tried):
+            return
         self._requests(place, live, ask, users, [p for p in tried if ask.connection(p, users) and p != "tcp"])
         ask.note_connections()
 
@@ -246,6 +249,14 @@ class Comparison:
                         f"the exceptions of `{statement.id}` look at what a request may spell in several ways"
                     )
                     self.found.give_up(Domain.EGRESS, str(place), why)
+
+
+def _alone(live: Live) -> Statement | None:
+    """The allow that decides alone, on one side only: then whatever it grants is one and the same change."""
+    if live.old_alive and live.new_alive:
+        return None
+    deciding = live.old if live.old_alive else live.new
+    return deciding[0] if len(deciding) == 1 and deciding[0].kind is Kind.ALLOW else None
 
 
 def _opens(statement: Statement, protocol: Protocol, port: int) -> bool:

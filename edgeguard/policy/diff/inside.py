@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 from typing import Final
 
-from edgeguard.policy.conditions import NEVER_IMPLIED
-from edgeguard.policy.diff.paths import MALFORMED, Conditions, path_classes, query_classes
+from edgeguard.policy.conditions import NEVER_IMPLIED, Condition
+from edgeguard.policy.diff.hosts import FRESH
+from edgeguard.policy.diff.paths import (
+    MALFORMED,
+    Conditions,
+    instance,
+    path_classes,
+    query_classes,
+    query_text,
+)
 from edgeguard.policy.diff.side import Side
 from edgeguard.policy.kinds import Kind
 from edgeguard.policy.regions import overlap
@@ -57,6 +65,15 @@ def looks(statement: Statement) -> bool:
         cond.templates is not None or cond.query is not None
         for cond in (statement.cond, *(lift.cond for lift in statement.lifts))
     )
+
+
+def sample(cond: Condition) -> tuple[str, str]:
+    """A method and a target that satisfy the condition, if anything simple does."""
+    methods = cond.methods
+    method = "GET" if methods is None or "GET" in methods else min(methods)
+    target = "/" if not cond.templates else instance(cond.templates[0])
+    pairs = [(key, FRESH if "*" in values else min(values)) for key, values in cond.query or ()]
+    return method, target + query_text(pairs)
 
 
 def method_classes(conds: Conditions) -> list[str]:

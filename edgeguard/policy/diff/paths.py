@@ -140,6 +140,11 @@ def _respelled(want: str, taken: Iterable[str]) -> str | None:
 _SAME_FOLD: Final = {"k": "\u212a", "s": "\u017f"}  # the Kelvin sign and the long s fold to ASCII letters
 
 
+def instance(template: Template) -> str:
+    """A target that the template matches."""
+    return _target(tuple(FRESH if segment is None else segment for segment in template.segments) or ("",))
+
+
 def _target(segments: Segments) -> str:
     return "/" + "/".join(quote(s, safe="!$&'()*+,=:@") for s in segments)
 
@@ -174,7 +179,7 @@ def query_classes(conds: Conditions) -> tuple[list[str], bool]:
             tuple(c.query is None or _loosely(c.query, pairs) for c in conds.loose),
         )
         if kind not in found:
-            found[kind] = _text(pairs)
+            found[kind] = query_text(pairs)
     return list(found.values()), complete
 
 
@@ -238,7 +243,8 @@ def _loosely(query: Sequence[tuple[str, frozenset[str]]], pairs: Sequence[Pair])
     return True
 
 
-def _text(pairs: Sequence[Pair]) -> str:
+def query_text(pairs: Sequence[Pair]) -> str:
+    """The pairs as they stand in a target, with the question mark; empty for none."""
     if not pairs:
         return ""
     return "?" + "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in pairs)

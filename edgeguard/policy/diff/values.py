@@ -117,7 +117,7 @@ class Change:
     since: float | None = None
     """Unix seconds at which the change begins; None: at once."""
     count: int = 1
-    """Kinds of requests that were told apart and found to differ."""
+    """Places (destinations, clients, moments that were told apart) where it was found."""
     hosts: tuple[str, ...] = ()
     """The first of the destinations concerned."""
 
