@@ -180,7 +180,10 @@ _HEAD: Final[dict[str, tuple[dict[str, Any], str]]] = {
         "SHA-256 of the previous line's bytes without the newline; zeros in the first line.",
     ),
     "id": (_TEXT, "Id of the decision, as the client sees it. A close repeats the id of its decision."),
-    "time": ({"type": "string", "format": "date-time"}, "When it was decided, or when it ended, on the trusted clock, UTC."),
+    "time": (
+        {"type": "string", "format": "date-time"},
+        "When it was decided, or when it ended, on the trusted clock, UTC.",
+    ),
     "kind": (
         _one_of("connect", "request", "close", "event"),
         "A destination was judged, a request was judged, what was allowed has ended, or the log speaks of itself.",

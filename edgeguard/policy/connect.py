@@ -74,9 +74,7 @@ def networks(allows: Sequence[Statement]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(network for some in named for network in some))
 
 
-def _refusal(
-    plan: Plan, protocol: str, allows: list[Statement], granting: list[Statement]
-) -> Refused | None:
+def _refusal(plan: Plan, protocol: str, allows: list[Statement], granting: list[Statement]) -> Refused | None:
     """The first reason of the ladder that applies."""
     port = plan.port
     if (

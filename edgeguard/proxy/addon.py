@@ -114,7 +114,15 @@ class EdgeguardAddon:
                 flow, self._desk.unidentified(passage, request.data.host, request.data.port), scan, status=407
             )
             return
-        facts = Facts(passage.connection, client, request.data.host, request.data.port, "tls", scan.hosts)
+        facts = Facts(
+            passage.connection,
+            client,
+            request.data.host,
+            request.data.port,
+            "tls",
+            scan.hosts,
+            tokens=scan.tokens,
+        )
         verdict = self._desk.guard.judge(facts)
         if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
             others: tuple[Protocol, ...] = ("http", "tcp")
@@ -197,7 +205,7 @@ class EdgeguardAddon:
             )
             return
         verdict = self._desk.guard.judge(facts)
-        refusal = shape_refusal(flow, shape, scan)
+        refusal = shape_refusal(flow, shape, scan, self._desk.bounds.headers)
         if refusal is Reason.MALFORMED_REQUEST or (refusal is not None and verdict.allow):
             verdict = self._desk.guard.refuse(verdict, refusal)
         else:

@@ -52,9 +52,11 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
     )
 
 
-def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan) -> Reason | None:
-    """What the shape of a request alone refuses."""
+def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan, max_fields: int) -> Reason | None:
+    """What the shape of a request alone refuses; more than `max_fields` header fields among it."""
     request = flow.request
+    if len(request.headers.fields) > max_fields:
+        return Reason.REQUEST_TOO_LARGE
     method = headers.text(request.data.method).upper()
     hosts = len(scan.hosts)
     if scan.fault is not None:

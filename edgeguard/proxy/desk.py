@@ -175,6 +175,8 @@ class LaneDesk:
     def reply(
         self, flow: http.HTTPFlow, verdict: Verdict, scan: headers.Scan, *, status: int | None = None
     ) -> None:
+        if status is None and verdict.reason is Reason.REQUEST_TOO_LARGE:
+            status = 431  # only heads have a limit here
         shape: Shape | None = flow.metadata.get(SHAPE)
         body = shape is None or shape.body
         close = body or flow.request.method == "CONNECT" or verdict.reason is Reason.MALFORMED_REQUEST

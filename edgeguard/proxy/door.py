@@ -95,6 +95,7 @@ class Door:
         self.dialer = services.dialer
         self.passages = services.passages
         self.bounds = services.settings.bounds
+        self.user_header = services.settings.user.header
         self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop
         self.clock = services.clock

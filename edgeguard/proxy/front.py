@@ -26,6 +26,8 @@ class Front(Opening):
                 self._scanned = len(data)
                 return
             head = parse_head(data[:end] if end < len(data) else data)
+            if len(head.fields) > self._door.bounds.headers:
+                raise HeadError(Reason.REQUEST_TOO_LARGE, f"{len(head.fields)} header fields")
         except HeadError as error:
             self._refuse_unread(error.reason, 431 if error.reason is Reason.REQUEST_TOO_LARGE else None)
             return
@@ -46,7 +48,14 @@ class Front(Opening):
     def _connect(self, head: Head, claim: Claim) -> None:
         guard = self._door.guard
         client = self._identify(head)
-        facts = Facts(self._id, client or UNKNOWN_CLIENT, claim.host, claim.port, names=claim.names)
+        facts = Facts(
+            self._id,
+            client or UNKNOWN_CLIENT,
+            claim.host,
+            claim.port,
+            names=claim.names,
+            tokens=tuple(head.values(self._door.user_header)),
+        )
         verdict = self._judge(facts)
         if client is None:
             verdict = guard.refuse(verdict, Reason.CLIENT_UNKNOWN)

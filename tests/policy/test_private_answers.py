@@ -19,7 +19,9 @@ def engine(*rules: str) -> Engine:
     return Engine(Tables.load(compile_policy(load_sources({"m.yaml": text.encode()}))))
 
 
-INSIDE = 'id: priv, effect: allow, to: ["a.example"], methods: [GET], paths: ["/x"], resolves_to: ["10.0.0.0/8"]'
+INSIDE = (
+    'id: priv, effect: allow, to: ["a.example"], methods: [GET], paths: ["/x"], resolves_to: ["10.0.0.0/8"]'
+)
 
 
 def test_a_private_exception_for_some_requests_forces_inspection() -> None:

@@ -142,6 +142,26 @@ async def test_a_connect_from_an_http_1_0_client_needs_no_host(running, upstream
     await running.idle()
 
 
+async def test_too_many_header_fields_are_refused(start_door):
+    async with start_door(headers=5) as running:
+        running.guard.allow("good.test", 443)
+        for count, status in ((5, b"HTTP/1.1 502 "), (6, b"HTTP/1.1 431 ")):
+            fields = b"Host: good.test:443\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(count - 1))
+            async with running.client() as client:
+                client.send(b"CONNECT good.test:443 HTTP/1.1\r\n" + fields + b"\r\n")
+                assert (await client.head()).startswith(status)
+
+
+async def test_a_connect_brings_the_user_token(start_door):
+    async with start_door() as running:
+        async with running.client() as client:
+            client.send(
+                b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\nEdgeguard-User: t0ken\r\n\r\n"
+            )
+            await client.head()
+        assert running.guard.judged[-1].tokens == ("t0ken",)
+
+
 async def test_a_head_without_end_is_refused_at_the_limit(start_door):
     async with start_door(head_bytes=1024) as running:
         async with running.client() as client:

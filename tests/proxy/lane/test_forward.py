@@ -73,6 +73,16 @@ async def test_a_refusal_resolves_and_dials_nothing(lane):
     assert up.connections == 0
 
 
+async def test_too_many_header_fields_are_refused(lane):
+    await lane.start()
+    up = await lane.upstream()
+    fields = b"".join(b"X-%d: y\r\n" % number for number in range(250))
+    reply = await lane.exchange(get(up.port).replace(b"\r\n", b"\r\n" + fields, 1))
+    assert status(reply) == 431
+    assert reason(reply) == "request_too_large"
+    assert up.connections == 0
+
+
 async def test_a_refused_address_is_not_dialled(lane):
     await lane.start()
     up = await lane.upstream()
