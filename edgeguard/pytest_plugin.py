@@ -94,6 +94,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Coverage is counted in one process: a threshold that could not be checked is refused."""
+    wanted = config.getoption("--edgeguard-min-coverage", None)
+    if wanted is not None and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--edgeguard-min-coverage counts in one process; leave -n out")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Too little coverage fails the run."""
     wanted = session.config.getoption("--edgeguard-min-coverage")

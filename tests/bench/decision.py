@@ -1,6 +1,8 @@
 """What one decision costs: the engine alone, in pure Python, building the request included."""
 
 import random
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,6 +11,7 @@ from edgeguard.policy.inside import MAX_RECENT
 from edgeguard.policy.paths import readings
 from edgeguard.policy.request import Assurance, Client, Request, User
 from tests.bench import rego
+from tests.bench.corpus import corpus
 from tests.bench.policies import NOW, engine, named
 from tests.bench.run import Run, percentile, time_batches
 
@@ -77,8 +80,24 @@ def measure(run: Run) -> dict[str, float]:
     p50 = [figures[f"decision.host.p50_us.{size}"] for size in sizes]
     figures["decision.host.p50_spread"] = max(p50) / min(p50)
     figures |= rego.measure(run)
-    run.absent("diff.ms.1000", "the semantic diff does not exist yet")
+    figures["diff.ms.1000"] = _difference(run.pick(1, 5))
     return figures
+
+
+def _difference(times: int) -> float:
+    """Milliseconds of the semantic diff of two unrelated policies of the corpus, the median of some runs."""
+    from edgeguard.policy.compile import compile_policy
+    from edgeguard.policy.diff import compare
+
+    old, new = (compile_policy(corpus(1000, seed=seed).policy()) for seed in (20261, 7))
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        difference = compare(old, new, NOW)
+        found.append((time.perf_counter() - start) * 1000)
+        if len(difference.changes) < 1500 or difference.undecided:
+            raise AssertionError("the difference of unrelated policies is not complete")
+    return statistics.median(found)
 
 
 def _destination(request: Request) -> tuple[Client, str, int]:

@@ -145,7 +145,9 @@ def test_diff_reads_bundles(pair, tmp_path):
         read_sections(pair[1]), environment="prod", version=1, issued_at=1, not_before=1, expires_at=100
     )
     bundle = tmp_path / "new.bundle"
-    bundle.write_bytes(seal(media_type(Kind.BUNDLE, "prod"), payload, [SigningKey.generate(lambda size: bytes(range(size)))]))
+    bundle.write_bytes(
+        seal(media_type(Kind.BUNDLE, "prod"), payload, [SigningKey.generate(lambda size: bytes(range(size)))])
+    )
     assert run("diff", pair[1], bundle, "--fail-on", "change").exit_code == 0
     assert run("diff", pair[0], bundle).exit_code == 1
     bundle.write_bytes(b"nothing")
