@@ -46,19 +46,48 @@ USERS = [
 OVERRIDES = [(), (), (), ("DELETE",), ("post",)]
 MOMENTS = [NOW, NOW + DAY - 1, NOW + DAY, NOW + 40 * DAY]
 
-timed = {
-    "expires": maybe(st.sampled_from([moment(NOW + DAY)])),
-    "mode": st.sampled_from([None, None, None, "report"]),
+WHENS = [
+    {"hours": "09:00-17:00"},
+    {"hours": "22:00-06:00", "days": ["fri", "sat"]},
+    {"days": ["mon", "tue"]},
+    {"flags": {"on": True}},
+    {"flags": {"unknown": True}},
+]
+SELDOM = {
+    "when": st.sampled_from(WHENS),
+    "enforce_percent": st.sampled_from([1, 30, 60, 100]),
+    "valid_from": st.just(moment(NOW + DAY // 2)),
+    "claims": st.just(["c2"]),
+    "tls": st.just("inspect"),
+    "resolves_to": st.sampled_from([["10.0.0.0/8"], ["10.0.0.0/9", "fd00::/8"]]),
 }
-limit = st.fixed_dictionaries(
-    {
-        "limit": st.sampled_from(["10/s", "20/s", "10/m"]),
-        "unit": st.just("requests"),
-        "match": st.fixed_dictionaries(
-            {"to": subset(["example.com", "*.example.com"]), "paths": maybe(subset(["/a/**"]))}
+
+
+@st.composite
+def unusual(draw):
+    """Fields that few statements have, and sections that few policies have."""
+    limit = {
+        "id": "limit",
+        "limit": draw(st.sampled_from(["10/s", "20/s", "10/m"])),
+        "unit": "requests",
+        "match": prune(
+            {
+                "to": draw(maybe(subset(["example.com", "*.example.com"]))),
+                "paths": draw(maybe(subset(["/a/**"]))),
+            }
         ),
     }
-)
+    return {
+        "rate_limits": draw(st.sampled_from([[], [limit]])),
+        "learning": draw(
+            st.sampled_from([[], [], [{"id": "learn", "clients": ["web"], "unmatched": "report", "expires": moment(NOW + DAY)}]])
+        ),
+        "quarantine": draw(
+            st.sampled_from([[], [], [{"id": "q", "clients": ["group:ops"], "except": ["a.example.com"]}], [{"id": "q", "clients": "any", "except": ["**.example.com:443", "8.8.0.0/16"], "expires": moment(NOW + DAY)}]])
+        ),
+        "salt": draw(st.sampled_from([None, "one", "two"])),
+        "flags": draw(st.sampled_from([{}, {"on": True}, {"on": False}])),
+    }  # fmt: skip
 
 
 def compiled(data):
@@ -109,6 +138,21 @@ def pairs(draw):
         module["exceptions"] = lifts
     if draw(st.integers(0, 3)) == 0:
         new[0]["client_groups"] = {"ops": ["web"]}
+    if draw(st.booleans()):
+        old[0] |= draw(unusual())
+        new[0] |= {name: old[0][name] for name in ("rate_limits", "learning", "quarantine", "salt", "flags")}
+    if draw(st.integers(0, 3)) == 0:
+        some = draw(unusual())
+        name = draw(st.sampled_from(sorted(some)))
+        new[0][name] = some[name]
+    if new[0]["rules"] and draw(st.booleans()):
+        rule = dict(new[0]["rules"][0])
+        name = draw(st.sampled_from(sorted(SELDOM)))
+        if name == "enforce_percent":
+            rule.pop("mode", None)
+        if name != "resolves_to" or rule["effect"] == "allow":
+            rule[name] = draw(SELDOM[name])
+        new[0]["rules"] = [rule, *new[0]["rules"][1:]]
     return old, new
 
 
@@ -121,7 +165,8 @@ def universe(rng, count):
             request = request._replace(
                 method=rng.choice(METHODS), target=rng.choice(TARGETS), overrides=rng.choice(OVERRIDES)
             )
-        yield request._replace(user=rng.choice(USERS)), rng.choice(MOMENTS), rng.random() < 0.25
+        at = rng.choice(MOMENTS) if rng.random() < 0.7 else NOW + rng.randrange(0, 9 * DAY)
+        yield request._replace(user=rng.choice(USERS)), at, rng.random() < 0.25
 
 
 def near(change, rng):
@@ -134,14 +179,46 @@ def near(change, rng):
     del rng
 
 
+ADDRESSES = [
+    "8.8.8.8",
+    "8.8.9.9",
+    "9.9.9.9",
+    "10.1.2.3",
+    "10.200.0.1",
+    "192.168.1.1",
+    "fd00::1",
+    "64:ff9b::808:808",
+    "2606:4700::1",
+]
+
+
 def effects(old, new, request, at, restricted):
-    """What one request shows: which way its verdict, or its lane, goes."""
+    """What one request shows: which way its verdict goes, its lane, its addresses, its limits."""
     one, two = old.decide(request, at, restricted=restricted), new.decide(request, at, restricted=restricted)
     if one.allow is not two.allow:
         return {Effect.WIDENING if two.allow else Effect.NARROWING}
-    if one.allow and one.lane is not two.lane:
-        return {Effect.WIDENING if two.lane == "tunnel" else Effect.NARROWING}
-    return set()
+    if not one.allow:
+        return set()
+    found = set()
+    if request.method is None and one.lane is not two.lane:
+        found.add(Effect.WIDENING if two.lane == "tunnel" else Effect.NARROWING)
+    if not request.host[-1].isdigit():
+        for address in ADDRESSES:
+            before, after = (
+                bool(admits(e, request, address, at, restricted=restricted).addresses) for e in (old, new)
+            )
+            if before is not after:
+                found.add(Effect.WIDENING if after else Effect.NARROWING)
+    mine, theirs = ({h.limit: (h.quota, h.period_ns) for h in d.limits if h.enforced} for d in (one, two))
+    if mine.keys() - theirs.keys():
+        found.add(Effect.WIDENING)
+    if theirs.keys() - mine.keys():
+        found.add(Effect.NARROWING)
+    for name in mine.keys() & theirs.keys():
+        if mine[name] != theirs[name]:
+            looser = theirs[name][0] * mine[name][1] > mine[name][0] * theirs[name][1]
+            found.add(Effect.WIDENING if looser else Effect.NARROWING)
+    return found
 
 
 def check(old_data, new_data, seed):
