@@ -1,6 +1,8 @@
 """`edgeguard policy`: check, test, explain and compare policies; replay decisions."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -63,6 +65,21 @@ def _moment(text: str | None) -> float | None:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither 2026-12-31 nor 2026-12-31T18:00:00Z") from None
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+
+
+@contextmanager
+def _input() -> Iterator[None]:
+    """Ends with 2 for what cannot be read, since 1 is an answer."""
+    from edgeguard.policy.source import PolicyErrors
+    from edgeguard.policy.tables import TablesError
+    from edgeguard.review import InputError
+
+    try:
+        yield
+    except (InputError, TablesError, PolicyErrors) as error:
+        fail(str(error), code=2)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", code=2)
 
 
 @app.command()
@@ -196,14 +213,14 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say why a request is allowed or refused, and which lane would carry it."""
-    from edgeguard.review import InputError, Question, explain_folder, explain_recorded
+    from edgeguard.review import Question, explain_folder, explain_recorded
 
     moment = _moment(at)
     if (log is None) is not (ident is None):
         raise typer.BadParameter("--log and --id go together")
     if (log is None) is (destination is None):
         raise typer.BadParameter("name a destination, or a decision with --log and --id")
-    try:
+    with _input():
         if log is not None:
             answer = explain_recorded(folder, log, ident or "", moment)
         else:
@@ -211,11 +228,11 @@ def explain(
                 destination or "", client, unknown, tuple(group or ()), tuple(claim or ()), method, age, region,
                 restricted,
             )  # fmt: skip
+            try:
+                question.request()
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from None
             answer = explain_folder(folder, question, time.time() if moment is None else moment)
-    except InputError as error:
-        fail(str(error), code=2)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     if as_json:
         print_json(answer.as_dict())
     else:
@@ -257,14 +274,11 @@ def diff(
 ) -> None:
     """Say which requests NEW decides otherwise than OLD, each by an example: what is widened, what narrowed."""
     from edgeguard.policy.diff import Verdict
-    from edgeguard.policy.tables import TablesError
-    from edgeguard.review import InputError, diff_policies
+    from edgeguard.review import diff_policies
 
     moment = _moment(at)
-    try:
+    with _input():
         difference = diff_policies(old, new, time.time() if moment is None else moment)
-    except (InputError, TablesError) as error:
-        fail(str(error), code=2)
     if as_json:
         print_json(difference.as_dict())
     else:
@@ -308,13 +322,11 @@ def replay(
     lines: Lines = MAX_LINES,
 ) -> None:
     """List the decisions of a log that another policy would make otherwise."""
-    from edgeguard.policy.tables import TablesError
-    from edgeguard.review import InputError, replay_log
+    from edgeguard.review import replay_log
 
-    try:
-        answer = replay_log(log, policy, _moment(at))
-    except (InputError, TablesError) as error:
-        fail(str(error), code=2)
+    moment = _moment(at)
+    with _input():
+        answer = replay_log(log, policy, moment)
     if as_json:
         print_json(answer.as_dict())
     else:

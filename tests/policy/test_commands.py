@@ -153,6 +153,9 @@ def test_diff_reads_bundles(pair, tmp_path):
     bundle.write_bytes(b"nothing")
     assert run("diff", pair[0], bundle).exit_code == 2
     assert run("diff", pair[0], pair[1] / "m.yaml").exit_code == 2
+    assert run("diff", pair[0], pair[1] / "nothing").exit_code == 2
+    (pair[1] / "m.yaml").write_text("edgeguard: 2\n")
+    assert run("diff", pair[0], pair[1]).exit_code == 2
 
 
 @pytest.fixture
@@ -178,6 +181,7 @@ def test_replay(pair, log):
     assert run("replay", log, "--policy", pair[1]).exit_code == 0
     data = json.loads(run("replay", log, "--policy", pair[0], "--json").stdout)
     assert (data["newly_refused"], data["unreadable"]) == (2, ["line 3: not JSON"])
+    assert run("replay", log.with_suffix(".no"), "--policy", pair[0]).exit_code == 2
 
 
 def test_explain_takes_a_decision_from_the_log(pair, log):
