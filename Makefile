@@ -36,10 +36,10 @@ demo: $(READY) ## A real proxy enforces a signed policy on real traffic, in unde
 	@$(BIN)/edgeguard demo
 
 test: $(READY) ## The test suite (under five minutes)
-	@$(BIN)/pytest -m "not long"
+	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile
 
 test-long: $(READY) ## The long runs as well
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY) ## Style, types, import contracts
 	@$(BIN)/ruff check .

@@ -21,7 +21,8 @@ def instructions(name: str) -> list[str]:
     return re.findall(rf"^\s*(?:HEALTHCHECK .* )?{name} (.+)$", DOCKERFILE, re.MULTILINE)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long
+@pytest.mark.timeout(400)
 def test_install_steps_give_a_working_command(tmp_path: Path) -> None:
     source, prefix = tmp_path / "src", tmp_path / "opt"
     prefix.mkdir()

@@ -1,9 +1,6 @@
 """Long documents: decoded piece by piece with the verdict of one walk, in bounded memory, in short steps."""
 
 import contextlib
-import sys
-import threading
-import time
 import tracemalloc
 
 import msgpack
@@ -145,32 +142,3 @@ def test_memory_stays_under_ten_times_the_input(wrap, parts, size):
 def test_memory_stays_in_proportion_for_any_bytes(data, times):
     data = b"\xdd" + times.to_bytes(4) + data * times
     assert peak(data[: 1 << 19], codec.Limits(1 << 26)) <= CONSTANT + 10 * min(len(data), 1 << 19)
-
-
-def test_decoding_lets_other_threads_in():
-    """The steps of the library are short: what remains is the interpreter's own switching."""
-    rows = [[f"statement-{n}", 0, 100, n % 80, -1, None] for n in range(20_000)]
-    data = codec.encode({"rows": rows, "exact": {f"host-{n}.example": [n, 443, 443] for n in range(10_000)}})
-    gaps, stop = [], threading.Event()
-
-    def ticker():
-        last = time.perf_counter()
-        while not stop.is_set():
-            time.sleep(0.001)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.0005)
-    thread = threading.Thread(target=ticker)
-    try:
-        thread.start()
-        for _ in range(3):
-            codec.decode(data, codec.Limits(1 << 26, depth=15, memory_factor=16))
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(before)
-    gaps.sort()
-    assert gaps[int(len(gaps) * 0.9)] < 0.006, "a tick of 1 ms, and no step of the decoder in its way"

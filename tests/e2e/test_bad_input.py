@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -71,9 +70,7 @@ def used():
 
 def refused(folder, *words, says, lines=2, **options):
     """Runs a command that must fail; returns its one message, which holds all of `says`."""
-    start = time.monotonic()
     done = edgeguard(*words, cwd=folder, **options)
-    assert time.monotonic() - start < 10
     assert done.returncode not in {0, None}, done.stderr
     assert done.returncode > 0
     assert "Traceback" not in done.stderr + done.stdout

@@ -258,7 +258,18 @@ def test_two_entries_of_one_issuer():
         {"keys": [EC.as_dict(private=False) | {"use": "enc"}]},
         {"assurance": "sure"},
     ],
-    ids=repr,
+    ids=[
+        "symmetric",
+        "none",
+        "no-algorithm",
+        "no-audience",
+        "audience-of-another-type",
+        "half-a-key",
+        "secret-key-material",
+        "private-key",
+        "key-for-encryption",
+        "unknown-assurance",
+    ],
 )
 def test_issuer_that_cannot_be_used_makes_its_tokens_invalid(changes, caplog):
     reader = TokenReader([issuer(**changes)])
