@@ -15,7 +15,7 @@ from edgeguard.policy.request import Assurance, Client, Request, User
 from edgeguard.policy.tables import Tables
 from tests.policy.strategies import DAY, NOW, allow, deny, gate, lift, maybe, modules, moment, prune, subset
 
-CHECK = settings(max_examples=30, deadline=None)
+CHECK = settings(max_examples=15, deadline=None)
 
 CLIENTS = [
     Client(name, identified, frozenset(groups), frozenset(claims))
