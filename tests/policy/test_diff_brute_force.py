@@ -148,8 +148,7 @@ def pairs(draw):
     if new[0]["rules"] and draw(st.booleans()):
         rule = dict(new[0]["rules"][0])
         name = draw(st.sampled_from(sorted(SELDOM)))
-        if name == "enforce_percent":
-            rule.pop("mode", None)
+        rule.pop({"enforce_percent": "mode", "valid_from": "expires"}.get(name), None)
         if name != "resolves_to" or rule["effect"] == "allow":
             rule[name] = draw(SELDOM[name])
         new[0]["rules"] = [rule, *new[0]["rules"][1:]]
