@@ -236,7 +236,7 @@ def test_the_payload_names_its_role_too(case):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("bundle", id="fault-A13-bundle"), pytest.param("head", id="fault-A13-head")]
+    "kind", [pytest.param("bundle", id="fault-A13-bundle"), pytest.param("head", id="fault-A13-C19-head")]
 )
 def test_another_environment_with_the_same_keys(kind):
     node = Node.running(root(environments={ENV: environment(), "staging": environment()}))
@@ -552,3 +552,15 @@ def test_the_pre_authentication_encoding_is_that_of_dsse():
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
     assert envelopes.VERSION == 1
+
+
+@pytest.mark.parametrize("row", [pytest.param(None, id="fault-F21-new-pod")])
+def test_a_node_without_a_past_takes_nothing_that_was_refused(row):
+    """A new pod has no last good policy: a rejected bundle leaves it closed, with what the image brought."""
+    node = Node.new()
+    blob = sealed(bundle(1), L1)
+    assert code(node.head(head(1, blob, 1))) is None
+    assert code(node.offer(BundleOffered(blob[:-1] + bytes([blob[-1] ^ 1])))) == "hash_mismatch"
+    assert snapshot(node.state) is None
+    assert code(node.offer(BundleOffered(blob))) is None
+    assert snapshot(node.state).bundle_version == 1
