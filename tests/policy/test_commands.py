@@ -229,7 +229,7 @@ def test_the_plugin_takes_a_folder(tmp_path):
 
 def test_the_plugin_measures_coverage(tmp_path):
     (tmp_path / "test_it.py").write_text(
-        "def test_it(policy_engine):\n    policy_engine.evaluate({'host': 'pypi.org', 'client': 'sandbox', 'path': '/'})\n"
+        "def test_it(policy_engine):\n    policy_engine.evaluate({'host': 'packages.python.example', 'client': 'sandbox', 'path': '/'})\n"
     )
     command = [
         sys.executable,
