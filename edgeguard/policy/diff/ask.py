@@ -114,7 +114,7 @@ class Asker:
     ) -> list[tuple[User | None, tuple[bool, bool]]]:
         """Asks for the person who passes no gate, then for the one who passes all, and for others if that leaves a question."""
         found = []
-        every = len(users) < 3 or bool(self._run.address_zones)
+        every = len(users) < 3 or self._run.persons_by_address
         for place, user in enumerate(users):
             answer = self._ask(request._replace(user=user), lanes=lanes)
             found.append((user, answer))
@@ -193,10 +193,10 @@ class Asker:
                 self._run.found.limit(effect, text, self._example(request), one, two, self._since)
 
     def _addresses(self, request: Request, one: Decision, two: Decision) -> None:
-        """Which resolved addresses may be dialled; asked once unless denies or gates on networks differ."""
+        """Which resolved addresses may be dialled; asked once unless something on a network looks inside or at a person."""
         run, place = self._run, self._place
-        key = (one.resolves_to, two.resolves_to)
-        if not run.address_zones:
+        if run.plain_by_address:
+            key = (one.resolves_to, two.resolves_to, request.protocol, request.method is None)
             if key in self._resolved:
                 return
             self._resolved.add(key)

@@ -30,7 +30,7 @@ from edgeguard.policy.tables import HostPattern, Statement
 
 MAX_QUESTIONS: Final = 50_000
 """Requests of one client at one destination and moment."""
-MAX_TOTAL: Final = 5_000_000
+MAX_TOTAL: Final = 2_000_000
 """Questions of one comparison."""
 _PROTOCOLS: Final[tuple[Protocol, ...]] = ("tls", "http", "websocket", "tcp")
 _GRANTING: Final = frozenset({Kind.ALLOW, Kind.LEARN})
@@ -68,6 +68,14 @@ class Comparison:
         """Denies and gates on networks: they concern every name, by what it resolves to."""
         self.address_zones: list[Network] = [n for n, _ in (*only_old, *only_new)]
         self.address_networks = list({network for network, _ in (*mine, *theirs)})
+        watching = (
+            [m.statement for m in (*self.by_address[0], *self.by_address[1])] if self.address_zones else []
+        )
+        self.persons_by_address = any(s.kind is Kind.GATE for s in watching)
+        self.plain_by_address = not self.persons_by_address and not any(
+            cond.residual for s in watching for cond in (s.cond, *(lift.cond for lift in s.lifts))
+        )
+        """No statement on a network looks inside a connection, so one request of each protocol stands for all."""
         self.pending = {(Effect.WIDENING, m.statement.id) for _, m in only_old}
         self.pending |= {(Effect.NARROWING, m.statement.id) for _, m in only_new}
         """Statements on networks of which no example is known yet."""
