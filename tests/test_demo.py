@@ -7,6 +7,7 @@ import sys
 import pytest
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_the_demo_sees_what_it_expects(tmp_path):
     done = subprocess.run(

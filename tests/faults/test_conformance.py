@@ -302,7 +302,9 @@ def test_targets_hash_mismatch(current, repo):
     old = repo.bundle
     repo.put_bundle()
     repo.put_head()
-    repo.files[f"/blobs/{hashlib.sha256(repo.bundle).hexdigest()}"] = repo.bundle[:-1] + b"\0"
+    repo.files[f"/blobs/{hashlib.sha256(repo.bundle).hexdigest()}"] = repo.bundle[:-1] + bytes(
+        [repo.bundle[-1] ^ 1]
+    )
     current.refused("hash_mismatch")
     current.trusts(1, 2, 1)
     assert Path(current.status()["files"]["bundle"]).read_bytes() == old

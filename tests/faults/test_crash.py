@@ -89,8 +89,8 @@ async def killed_everywhere(tmp_path, served, running, authority, history, step)
     "history",
     [
         pytest.param("update", id="fault-E1-E3-E4-update"),
-        pytest.param("revocation", id="fault-E1-A20-revocation"),
-        pytest.param("quarantine", id="fault-E1-F20-quarantine"),
+        pytest.param("revocation", id="fault-E1-A20-revocation", marks=pytest.mark.long),
+        pytest.param("quarantine", id="fault-E1-F20-quarantine", marks=pytest.mark.long),
     ],
 )
 async def test_killed_at_a_sample_of_the_system_calls(tmp_path, served, start, authority, history):
