@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
 from typing import Any, Final, NamedTuple, NoReturn
 
-from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.jws import JWSRegistry
 
 from edgeguard.identity.age import read_user
+from edgeguard.identity.jwks import IssuerKey, KeyRing, read_key
 from edgeguard.policy.request import Assurance, User
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,8 @@ logger = logging.getLogger(__name__)
 ALGORITHMS: Final = frozenset({"ES256", "ES384", "EdDSA", "Ed25519", "RS256", "PS256"})
 """What an issuer may use. Never a shared secret, never `none`."""
 MAX_TOKEN_CHARS: Final = 8192
-MIN_RSA_BITS: Final = 2048
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _INVALID: Final = User(invalid=True)
-
-type Key = ECKey | OKPKey | RSAKey
 
 
 class TokenError(ValueError):
@@ -42,9 +39,14 @@ class _Issuer(NamedTuple):
     name: str
     audiences: frozenset[str]
     algorithms: frozenset[str]
-    keys: tuple[tuple[str | None, str | None, Key], ...]
-    """(kid, alg, key); None where the JWK says nothing."""
+    keys: tuple[IssuerKey, ...]
+    """Of the bundle; empty where they come from `source`."""
+    source: str | None
+    """Where keys from outside the bundle come from: `source_of` the entry."""
     typ: str | None
+    """What `typ` must be; None: nothing, or `JWT`."""
+    nbf: bool
+    """Whether `nbf` must be there."""
     leeway_s: int
     max_lifetime_s: int
     assurance: Assurance | None
@@ -57,13 +59,22 @@ class _Known(NamedTuple):
     valid_until: float
 
 
+def source_of(entry: Mapping[str, object]) -> str | None:
+    """Where an issuer's keys come from: `file:NAME`, an https URL, or None for the bundle."""
+    if entry.get("jwks_file") is not None:
+        return f"file:{entry['jwks_file']}"
+    url = entry.get("jwks_url")
+    return None if url is None else str(url)
+
+
 class TokenReader:
     """Reads user tokens under one policy. Not thread-safe: it belongs to the traffic's loop.
 
     Args:
         issuers: The compiled issuers of the identity section: `issuer`, `audience`, `algorithms`, `keys` (JWKs),
-            `typ`, `leeway_s`, `max_lifetime_s`, `assurance`, `age_verified_means`. One that cannot be used is left
-            out with an error in the log, so that its tokens are invalid.
+            `jwks_file`, `jwks_url`, `typ`, `nbf`, `leeway_s`, `max_lifetime_s`, `assurance`, `age_verified_means`.
+            One that cannot be used is left out with an error in the log, so that its tokens are invalid.
+        ring: Keys of the issuers that have none in the bundle.
         max_chars: Longest token.
         cache: Verified tokens that are remembered until they expire.
         region: Region of people whose token names none.
@@ -74,6 +85,7 @@ class TokenReader:
         self,
         issuers: Sequence[Mapping[str, object]],
         *,
+        ring: KeyRing | None = None,
         max_chars: int = MAX_TOKEN_CHARS,
         cache: int = 4096,
         region: str = "",
@@ -88,6 +100,8 @@ class TokenReader:
                 logger.exception("the token issuer %r cannot be used", entry.get("issuer"))
                 continue
             self._issuers.setdefault(issuer.name, []).append(issuer)
+        self._ring = ring if ring is not None else KeyRing()
+        self._generation = self._ring.generation
         self._max_chars = max_chars
         self._cache_size = cache
         self._region = region
@@ -107,6 +121,10 @@ class TokenReader:
             return _INVALID
         token = values[0]
         try:
+            if self._generation != self._ring.generation:
+                # A key came or went: what it signed has to be looked at again.
+                self._generation = self._ring.generation
+                self._cache.clear()
             digest = sha256(token.encode("ascii")).digest()
             known = self._cache.get(digest)
             if known is not None:
@@ -139,7 +157,7 @@ class TokenReader:
             try:
                 _check_header(header, issuer)
                 valid_from, valid_until = _check_claims(claims, issuer, now)
-                _check_signature(token, header, issuer)
+                valid_until = min(valid_until, self._check_signature(token, header, issuer, now))
             except TokenError as error:
                 problem = error
                 continue
@@ -161,6 +179,18 @@ class TokenReader:
         named = f"{issuer}\x00{subject}".encode()
         return blake2b(named, key=self._subject_key, digest_size=16).hexdigest()
 
+    def _check_signature(self, token: str, header: Mapping[str, Any], issuer: _Issuer, now: float) -> float:
+        """Returns until when the key is believed, Unix seconds."""
+        if issuer.source is None:
+            _check_signature(token, header, issuer.keys)
+            return math.inf
+        keys = self._ring.fitting(issuer.source, now)
+        kid = header.get("kid")
+        if keys and kid is not None and all(key.kid != kid for key in keys):
+            self._ring.miss(issuer.source)
+        _check_signature(token, header, keys)
+        return self._ring.until(issuer.source)
+
 
 def _issuer(entry: Mapping[str, Any]) -> _Issuer:
     algorithms = frozenset(entry["algorithms"])
@@ -171,30 +201,23 @@ def _issuer(entry: Mapping[str, Any]) -> _Issuer:
     if not audiences or not all(isinstance(value, str) and value for value in audiences):
         raise ValueError("an issuer needs audiences")
     level = entry.get("assurance")
+    source = source_of(entry)
+    keys = tuple(read_key(jwk) for jwk in entry.get("keys", ()))
+    if bool(keys) == (source is not None):
+        raise ValueError("an issuer needs keys, or one place where they are")
     return _Issuer(
         name=str(entry["issuer"]),
         audiences=audiences,
         algorithms=algorithms,
-        keys=tuple(_key(jwk) for jwk in entry["keys"]),
+        keys=keys,
+        source=source,
         typ=entry.get("typ"),
+        nbf=entry.get("nbf", "required") == "required",
         leeway_s=entry.get("leeway_s", 30),
         max_lifetime_s=entry.get("max_lifetime_s", 3600),
         assurance=None if level is None else Assurance[str(level).upper()],
         age_verified_means=entry.get("age_verified_means", 18),
     )
-
-
-def _key(jwk: Mapping[str, Any]) -> tuple[str | None, str | None, Key]:
-    if jwk.get("use", "sig") != "sig":
-        raise ValueError("a key is not for signatures")
-    key = import_key(dict(jwk))
-    if not isinstance(key, ECKey | OKPKey | RSAKey) or key.is_private:
-        raise ValueError("keys must be public EC, OKP or RSA keys")
-    if isinstance(key, OKPKey) and key.curve_name != "Ed25519":
-        raise ValueError("OKP keys must be on Ed25519")
-    if isinstance(key, RSAKey) and key.public_key.key_size < MIN_RSA_BITS:
-        raise ValueError(f"RSA keys need {MIN_RSA_BITS} bits or more")
-    return jwk.get("kid"), jwk.get("alg"), key
 
 
 def _json_object(part: str) -> dict[str, Any]:
@@ -248,7 +271,10 @@ def _check_claims(claims: Mapping[str, Any], issuer: _Issuer, now: float) -> tup
     expires = _moment(claims, "exp")
     if expires is None:
         raise TokenError("exp is missing")
-    not_before = max(_moment(claims, "nbf") or 0.0, _moment(claims, "iat") or 0.0)
+    begins = _moment(claims, "nbf")
+    if begins is None and issuer.nbf:
+        raise TokenError("nbf is missing")
+    not_before = max(begins or 0.0, _moment(claims, "iat") or 0.0)
     if now >= expires + issuer.leeway_s:
         raise TokenError("expired")
     if now < not_before - issuer.leeway_s:
@@ -267,11 +293,11 @@ def _moment(claims: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _check_signature(token: str, header: Mapping[str, Any], issuer: _Issuer) -> None:
+def _check_signature(token: str, header: Mapping[str, Any], keys: Sequence[IssuerKey]) -> None:
     algorithm, kid = header["alg"], header.get("kid")
     fitting = [
         key
-        for key_id, key_alg, key in issuer.keys
+        for key_id, key_alg, key in keys
         if (kid is None or key_id == kid) and (key_alg is None or key_alg == algorithm)
     ]
     if len(fitting) != 1:

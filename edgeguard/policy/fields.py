@@ -2,9 +2,11 @@
 
 from datetime import UTC, date, datetime
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from edgeguard.policy.names import canonical_host
 from edgeguard.policy.targets import TargetError, parse_network, parse_target
 from edgeguard.policy.templates import PathError, parse_template
 
@@ -73,9 +75,26 @@ def _clients(value: object) -> object:
     return ["any"] if value == "any" else value
 
 
+def _https_url(value: str) -> str:
+    parts = urlsplit(value)
+    plain = not (parts.fragment or parts.username is not None or parts.password is not None)
+    try:
+        known = (
+            parts.hostname is not None
+            and canonical_host(parts.hostname) == parts.hostname
+            and parts.port != 0
+        )
+    except ValueError:  # HostError, and a port that is no number
+        known = False
+    if parts.scheme != "https" or not plain or not known or not value.isascii() or " " in value:
+        raise ValueError(f"{value!r} is not a plain https URL; write one like `https://idp.example.com/jwks`")
+    return value
+
+
 type Id = Annotated[str, Field(pattern=ID)]
 type ClientName = Annotated[str, Field(pattern=CLIENT)]
 type Word = Annotated[str, Field(pattern=WORD)]
+type HttpsUrl = Annotated[str, AfterValidator(_https_url)]
 type TargetText = Annotated[str, AfterValidator(_target)]
 type PathText = Annotated[str, AfterValidator(_path)]
 type NetworkText = Annotated[str, AfterValidator(_network)]

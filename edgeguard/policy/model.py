@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from edgeguard.policy.fields import (
     ClientName,
     Clients,
+    HttpsUrl,
     Id,
     Method,
     Mode,
@@ -301,12 +302,21 @@ class Issuer(Strict):
     issuer: str = Field(min_length=1, description="The `iss` claim, exactly.")
     audience: Annotated[Some[str], BeforeValidator(one_or_many)] = Field(description="Accepted `aud` values.")
     algorithms: Some[Literal["ES256", "ES384", "EdDSA", "Ed25519", "RS256", "PS256"]] = ("ES256",)
-    keys: Annotated[tuple[dict[str, str | list[str]], ...], Field(min_length=1, max_length=64)] = Field(
-        description="Public keys as JWKs."
+    keys: Annotated[tuple[dict[str, str | list[str]], ...], Field(max_length=64)] = Field(
+        (), description="Public keys as JWKs. Give these, `jwks_file` or `jwks_url`."
+    )
+    jwks_file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = Field(
+        None, description="Name of a JWKS file in the node's `user.jwks_dir`."
+    )
+    jwks_url: HttpsUrl | None = Field(
+        None, description="Where a node fetches the keys; a rule has to allow it for the client `edgeguard`."
     )
     max_lifetime_s: Annotated[int, Field(ge=1, le=86400)] = 3600
     leeway_s: Annotated[int, Field(ge=0, le=300)] = 30
-    typ: str | None = None
+    typ: str | None = Field("JWT", description="The `typ` that a token must have; null: none, or `JWT`.")
+    nbf: Literal["required", "optional"] = Field(
+        "required", description="Whether `nbf` must be there. Where it is optional, `iat` counts instead."
+    )
     assurance: Literal["self_declared", "guardian_declared", "estimated", "inferred", "verified"] | None = (
         None
     )
@@ -316,6 +326,8 @@ class Issuer(Strict):
     def _public(self) -> "Issuer":
         if any({"d", "k", "p", "q"} & key.keys() for key in self.keys):
             raise ValueError("`keys` holds public keys only; this one has private parts")
+        if bool(self.keys) + (self.jwks_file is not None) + (self.jwks_url is not None) != 1:
+            raise ValueError("give exactly one of `keys`, `jwks_file` and `jwks_url`")
         return self
 
 

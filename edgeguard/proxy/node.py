@@ -24,6 +24,7 @@ from edgeguard.evidence.metrics import Metrics
 from edgeguard.evidence.record import Record
 from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
+from edgeguard.identity.jwks import KeyRing
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.policy.names import canonical_host, split_authority
@@ -34,6 +35,7 @@ from edgeguard.proxy.authority import Authority, ensure_authority
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Services
 from edgeguard.proxy.frontdoor import EdgeServers
+from edgeguard.proxy.jwks import KeyFetcher
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.resolver import Resolver
@@ -109,6 +111,7 @@ class Node:
             paths=settings.evidence.paths == "keep",
         )
         self._dialer = Dialer()
+        self._ring = KeyRing()
         bounds = settings.bounds
         self.guard = Guard(
             clients=ClientDirectory(settings.identity),
@@ -118,6 +121,7 @@ class Node:
             essentials=_essentials(settings, trust),
             tokens=lambda snapshot: TokenReader(
                 snapshot.issuers,
+                ring=self._ring,
                 max_chars=bounds.token_bytes,
                 cache=bounds.token_cache,
                 region=settings.user.region,
@@ -158,6 +162,8 @@ class Node:
             [f"edge@{settings.listen.address}"],
             servers,
         )
+        keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
+        keys.start()
         admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
         try:
             await admin.start()
@@ -169,6 +175,7 @@ class Node:
                 servers.close_all()
                 await admin.stop()
         finally:
+            await keys.stop()
             self.guard.stop()
             await asyncio.to_thread(self.sync.stop)
             await asyncio.to_thread(self.log.close)

@@ -37,6 +37,7 @@ from edgeguard.settings.values import (
     is_loopback,
     server,
     split_address,
+    unix_path,
 )
 
 
@@ -48,27 +49,81 @@ class Section(BaseModel):
     )
 
 
+class ListenTls(Section):
+    """TLS between clients and the proxy itself. It is for the door `address`, and it never looks into tunnels."""
+
+    certificate: AnchoredPath
+    """Certificate chain that clients are shown (PEM), the leaf first."""
+    key: AnchoredPath
+    """Private key of the certificate (PEM, without a password)."""
+    client_auth: Literal["off", "optional", "required"] = "off"
+    """Whether clients are asked for a certificate. `optional`: who shows none is identified otherwise; a bad one is refused in any case."""
+    client_ca: AnchoredPath | None = None
+    """Certificate authorities whose client certificates count (PEM). No public authority belongs here."""
+    client_crl: AnchoredPath | None = None
+    """Revocation lists (PEM) of every authority in `client_ca`. When set, a chain without a current list is refused."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.client_auth == "off") != (self.client_ca is None):
+            raise ValueError(
+                'client_auth = "optional" or "required" needs client_ca, the authorities that count, and only they use it'
+            )
+        if self.client_crl is not None and self.client_ca is None:
+            raise ValueError("client_crl needs client_ca")
+        return self
+
+
 class Listen(Section):
     """Where clients connect."""
 
     address: str = "127.0.0.1:3128"
-    """Address and port of the front door. An address, not a name; port 0 lets the kernel choose."""
+    """HTTP proxy: address and port, or `unix:` and a path. An address, not a name; port 0 lets the kernel choose. Empty: none."""
+    socks: str = ""
+    """SOCKS5 proxy: address and port. Empty: none."""
+    transparent: str = ""
+    """Connections that the packet filter redirects here: address and port. Empty: none."""
+    socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0660"
+    """Permissions of a unix socket, in octal."""
+    proxy_protocol_from: tuple[Cidr, ...] = ()
+    """Load balancers that begin each connection with a PROXY header (version 1 or 2). Required from these, refused from everybody else."""
     backlog: Count = 1024
     """Connections that the kernel may queue before they are accepted."""
+    tls: ListenTls | None = None
+    """TLS between clients and the proxy itself."""
 
-    @field_validator("address")
+    @field_validator("address", "socks", "transparent")
     @classmethod
-    def _checked(cls, text: str) -> str:
+    def _checked(cls, text: str, info: ValidationInfo) -> str:
+        if not text:
+            return text
+        if text.startswith("unix:") and info.field_name == "address":
+            return unix_path(text, info)
         split_address(text)
         return text
 
-    @property
-    def host(self) -> str:
-        return split_address(self.address)[0]
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not (self.address or self.socks or self.transparent):
+            raise ValueError("a node without a door is of no use; give address, socks or transparent")
+        if self.tls is not None and not self.address:
+            raise ValueError("[listen.tls] is for the door address, which is empty")
+        return self
 
     @property
-    def port(self) -> int:
-        return split_address(self.address)[1]
+    def tcp(self) -> tuple[str, ...]:
+        """The doors that are reached over a network, as address and port."""
+        return tuple(a for a in (self.address, self.socks, self.transparent) if a and not a.startswith("unix:"))
+
+    @property
+    def exposed(self) -> str | None:
+        """An address, not loopback, on which a door stands; None where only this host can connect."""
+        return next((h for h, _ in map(split_address, self.tcp) if not is_loopback(h)), None)
+
+    @property
+    def permissions(self) -> int:
+        """`socket_mode` as a number."""
+        return int(self.socket_mode, 8)
 
 
 class Trust(Section):
@@ -204,6 +259,18 @@ class User(Section):
     """Header that carries the token. It and its spellings (`_` and `.` for `-`) never reach the upstream."""
     region: str = ""
     """Region of people whose token names none, like `DE` or `US-TX`. Empty: unknown."""
+    jwks_dir: AnchoredPath = Path("jwks")
+    """Folder of the key files that issuers of the policy name as `jwks_file`. Changes are seen within seconds."""
+    jwks_refresh_s: Seconds = 600.0
+    """Time between fetches of an issuer's `jwks_url`."""
+    jwks_cooldown_s: Seconds = 30.0
+    """Shortest time between two fetches, however many tokens with unknown keys arrive."""
+    jwks_max_age_s: Seconds = 86_400.0
+    """Keys that could not be fetched anew for this long are no longer believed."""
+    jwks_bytes: Size = 65_536
+    """Largest JWKS document."""
+    jwks_deadline_s: Seconds = 5.0
+    """Total time of one fetch, resolving included."""
 
 
 class Resolver(Section):
@@ -279,9 +346,7 @@ class Admin(Section):
         if not text:
             return text
         if text.startswith("unix:"):
-            if text == "unix:":
-                raise ValueError('write a path after "unix:", like "unix:/run/edgeguard/admin.sock"')
-            return f"unix:{anchored(Path(text.removeprefix('unix:')), info)}"
+            return unix_path(text, info)
         host, _ = split_address(text)
         if not is_loopback(host):
             raise ValueError(f'{host} is not loopback; write "127.0.0.1:9901", "[::1]:9901" or "unix:/path"')
@@ -401,9 +466,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _dev_stays_home(self) -> Self:
         if self.environment == "dev":
-            if not is_loopback(self.listen.host):
+            if self.listen.exposed is not None:
                 raise ValueError(
-                    f"the environment dev trusts published keys, so it listens on loopback only, not on {self.listen.host}"
+                    f"the environment dev trusts published keys, so it listens on loopback only, not on {self.listen.exposed}"
                 )
             for url in self.sync.urls:
                 if not is_loopback(urlsplit(url).hostname or ""):

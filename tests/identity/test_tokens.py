@@ -9,6 +9,7 @@ import pytest
 from joserfc import jwe, jws
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
+from edgeguard.identity.jwks import JwksError, KeyRing, read_jwks
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.policy.request import Assurance, User
 
@@ -20,6 +21,7 @@ RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
 CLAIMS = {
     "iss": "https://idp.example",
     "aud": "edgeguard",
+    "nbf": NOW - 60,
     "exp": NOW + 300,
     "sub": "alice",
     "age_over_18": True,
@@ -300,3 +302,103 @@ def test_subjects_are_hashed_under_a_key():
 
 def test_configured_region():
     assert TokenReader([issuer()], region="DE").read([sign()], NOW).region == "DE"
+
+
+def test_nbf_is_required_unless_the_issuer_leaves_it_out():
+    bare = {name: value for name, value in CLAIMS.items() if name != "nbf"}
+    token = sign(payload=json.dumps(bare).encode())
+    assert TokenReader([issuer()]).read([token], NOW).invalid
+    assert TokenReader([issuer(nbf="optional")]).read([token], NOW).age_at_least == 18
+    late = sign(payload=json.dumps(bare | {"iat": NOW + 31}).encode())
+    assert TokenReader([issuer(nbf="optional")]).read([late], NOW).invalid
+
+
+def test_a_pinned_typ_has_to_be_there():
+    reader = TokenReader([issuer(typ="JWT")])
+    assert reader.read([sign()], NOW).age_at_least == 18
+    assert reader.read([sign(header={"typ": None})], NOW).invalid
+
+
+URL = "https://idp.example/jwks"
+
+
+@pytest.fixture
+def outside():
+    """A ring, a reader whose only issuer has its keys there, and what the ring was asked for."""
+    asked = []
+    ring = KeyRing(asked.append)
+    return ring, TokenReader([issuer(keys=[], jwks_url=URL)], ring=ring), asked
+
+
+def jwks(*keys):
+    return read_jwks(json.dumps({"keys": public(*keys)}).encode())
+
+
+def test_keys_from_outside(outside):
+    ring, reader, asked = outside
+    assert reader.read([sign()], NOW).invalid
+    assert asked == [URL]
+    ring.put(URL, jwks(EC), NOW + 100)
+    user = reader.read([sign()], NOW)
+    assert user.age_at_least == 18
+    assert reader.read([sign(key=ED, header={"alg": "EdDSA", "kid": "ed"})], NOW).invalid
+    assert asked == [URL, URL]
+
+
+def test_a_verified_token_falls_with_its_key(outside):
+    ring, reader, _ = outside
+    ring.put(URL, jwks(EC, EC2), NOW + 100)
+    assert reader.read([sign()], NOW).age_at_least == 18
+    ring.put(URL, jwks(EC2), NOW + 100)
+    assert reader.read([sign()], NOW).invalid
+
+
+def test_keys_that_cannot_be_renewed_end(outside):
+    ring, reader, _ = outside
+    ring.put(URL, jwks(EC), NOW + 100)
+    assert not reader.read([sign()], NOW + 99).invalid
+    assert reader.read([sign()], NOW + 100).invalid
+
+
+def test_an_issuer_without_a_place_for_keys_is_left_out(caplog):
+    assert TokenReader([issuer(keys=[])]).read([sign()], NOW).invalid
+    assert "cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (b"no", "not JSON"),
+        (b"[]", "not a list"),
+        (b'{"keys": {}}', "not a list"),
+        (b'{"keys": [1]}', "not a list"),
+        (b'{"keys": []}', "none can be used"),
+        (json.dumps({"keys": [OctKey.generate_key(256).as_dict()]}).encode(), "none can be used"),
+        (json.dumps({"keys": [EC.as_dict(private=True)]}).encode(), "private"),
+        (json.dumps({"keys": [public(EC)[0] | {"use": "enc"}]}).encode(), "none can be used"),
+        (json.dumps({"keys": public(EC, EC)}).encode(), "twice"),
+        (json.dumps({"keys": public(EC) * 65}).encode(), "more than 64"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+    ids=[
+        "text",
+        "array",
+        "map",
+        "numbers",
+        "empty",
+        "secret",
+        "private",
+        "encryption",
+        "twice",
+        "many",
+        "deep",
+    ],
+)
+def test_bad_key_sets(document, message):
+    with pytest.raises(JwksError, match=message):
+        read_jwks(document)
+
+
+def test_foreign_keys_are_left_out():
+    mixed = {"keys": [{"kty": "new", "kid": "x"}, *public(EC)]}
+    assert [key.kid for key in read_jwks(json.dumps(mixed).encode())] == ["ec"]

@@ -50,6 +50,8 @@ def _field(field: str, one: object, two: object) -> Collection[Effect]:
     if field == "assurance" and one in ASSURANCES and two in ASSURANCES:
         stronger = ASSURANCES.index(two) > ASSURANCES.index(one)
         return [Effect.WIDENING if stronger else Effect.NARROWING]
+    if field == "nbf":
+        return [Effect.WIDENING] if two == "optional" else [Effect.NARROWING]
     if field == "typ":
         return [Effect.WIDENING] if two is None else [Effect.NARROWING] if one is None else list(Effect)
     return list(Effect)
