@@ -295,7 +295,7 @@ def test_values_are_normalised(write):
         ),
         {},
     )
-    assert (settings.listen.host, settings.listen.port) == ("::1", 0)
+    assert (settings.listen.tcp, settings.listen.exposed) == (("[::1]:0",), None)
     assert settings.sync.urls == ("https://a/b/", "http://[::1]:81/")
     assert settings.sync.poll_s == 1.0
     assert settings.resolver.servers == ("::1", "10.0.0.53")

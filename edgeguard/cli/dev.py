@@ -50,7 +50,7 @@ def dev(
     import uvloop
 
     from edgeguard.proxy.authority import AuthorityError
-    from edgeguard.proxy.master import ListenError
+    from edgeguard.proxy.listeners import ListenError
     from edgeguard.proxy.node import NodeError
     from edgeguard.settings import load_settings
     from edgeguard.sync.store import StoreError

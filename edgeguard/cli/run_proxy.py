@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Enforce the policy that this node's configuration trusts."""
     from edgeguard.proxy.authority import AuthorityError
-    from edgeguard.proxy.master import ListenError
+    from edgeguard.proxy.listeners import ListenError
     from edgeguard.proxy.node import Address, Node, NodeError
     from edgeguard.settings import load_settings
     from edgeguard.sync.store import StoreError
@@ -59,10 +59,11 @@ def run(
             await task
         err.print("stopped")
 
-    def announce(at: Address, node: Node) -> None:
+    def announce(_: Address, node: Node) -> None:
         ready, why = node.ready()
         state = why if ready else f"{why}: everything is refused until a policy is verified"
-        err.print(f"edgeguard enforces environment {settings.environment} at {at.url} ({state})")
+        doors = " and ".join(node.doors)
+        err.print(f"edgeguard enforces environment {settings.environment} at {doors} ({state})", markup=False)
 
     import uvloop
 

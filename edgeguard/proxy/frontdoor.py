@@ -1,12 +1,12 @@
-"""The front door as a proxy mode of mitmproxy: `edge@127.0.0.1:3128`.
+"""The front door as a proxy mode of mitmproxy: `edge`, every listener of a node behind one `Door`.
 
-Importing this module registers the mode. mitmproxy makes the instances itself, with its
-`Proxyserver` addon as their manager; so that addon is what carries the services to them.
+Importing this module registers the mode. mitmproxy makes the instance itself, with its
+`Proxyserver` addon as the manager; so that addon is what carries services and sockets to it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
@@ -17,76 +17,90 @@ from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 
 from edgeguard.proxy.door import Door, Services
 from edgeguard.proxy.front import Front
+from edgeguard.proxy.listeners import Listener
 
 __all__ = ["EdgeInstance", "EdgeMode", "EdgeServers", "Services"]
 
 
 class EdgeServers(Proxyserver):
-    """mitmproxy's `Proxyserver`, by whose name the master looks it up, with the services of the doors."""
+    """mitmproxy's `Proxyserver`, by whose name the master looks it up, with what the doors need.
+
+    Args:
+        services: Whom the doors ask.
+        listeners: Bound sockets (`listeners.bind`); they are closed when their instance stops.
+    """
 
     name = "proxyserver"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, listeners: Sequence[Listener]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.services = services
-        self.doors: list[Door] = []
+        self.listeners = tuple(listeners)
+        self.door: Door | None = None
+        """What all listeners share; None until they are served."""
 
     @property
     def working(self) -> int:
-        """Client connections that are open, those of doors that are draining included."""
-        self.doors = [door for door in self.doors if not door.closed or door.connections]
-        return sum(door.connections for door in self.doors)
+        """Client connections that are open, whatever they do."""
+        return 0 if self.door is None else self.door.connections
 
     def close_all(self) -> None:
         """Ends everything that is still open, and records it."""
-        for door in self.doors:
-            door.close()
+        if self.door is not None:
+            self.door.close()
 
 
 class EdgeMode(mode_specs.ProxyMode):
-    """Mode specification: `edge@HOST:PORT`."""
+    """Mode specification: `edge`. Where to listen is said by the sockets."""
 
     description = "edgeguard front door"
     transport_protocol = mode_specs.TCP
 
     def __post_init__(self) -> None:
-        if self.data:
-            raise ValueError("mode `edge` takes no argument; write edge@HOST:PORT")
+        if self.data or self.custom_listen_port is not None:
+            raise ValueError("mode `edge` takes no argument and no address; its sockets are bound already")
 
 
 class EdgeInstance(AsyncioServerInstance[EdgeMode]):
-    """One listener."""
-
-    door: Door | None = None
+    """Serves every listener of this process."""
 
     def make_top_layer(self, context: Context) -> Layer:
         return modes.HttpProxy(context)
 
-    async def listen(self, host: str, port: int) -> list[Any]:
-        """Listens. Raises OSError when the address is taken."""
-        host = host.removeprefix("[").removesuffix("]")  # mode strings carry IPv6 addresses in brackets
+    @property
+    def listen_addrs(self) -> tuple[tuple[str, int], ...]:
+        """Address and port of the doors that a network reaches."""
+        if not self._servers or not isinstance(self.manager, EdgeServers):
+            return ()
+        return tuple(at for listener in self.manager.listeners if (at := listener.at) is not None)
+
+    async def _start(self) -> None:
         manager = self.manager
         if not isinstance(manager, EdgeServers):
             raise TypeError("mode `edge` needs the EdgeServers addon in place of Proxyserver")
         services = manager.services
-        loop = asyncio.get_running_loop()
-        door = Door(services, loop)
+        for at in filter(None, (listener.at for listener in manager.listeners)):
+            services.dialer.forbid(*at)
+        door = Door(services, asyncio.get_running_loop())
         try:
-            server = await loop.create_server(
-                partial(Front, door, self), host or None, port, backlog=services.settings.listen.backlog
-            )
+            for listener in manager.listeners:
+                self._servers.append(await self._serve(listener, door, services.settings.listen.backlog))
         except BaseException:
             door.close()
+            for server in self._servers:
+                server.close()
+            self._servers = []
             raise
-        for listener in server.sockets:
-            address = listener.getsockname()
-            services.dialer.forbid(address[0], address[1])
-        self.door = door
-        manager.doors.append(door)
-        return [server]
+        manager.door = door
+
+    async def _serve(self, listener: Listener, door: Door, backlog: int) -> asyncio.Server:
+        if listener.kind != "http" or listener.tls or listener.unix:
+            raise NotImplementedError(f"the door {listener} cannot be served yet")
+        return await door.loop.create_server(
+            partial(Front, door, self), sock=listener.socket, backlog=backlog
+        )
 
     async def _stop(self) -> None:
         await super()._stop()
-        if self.door is not None:
-            self.door.drain()
-            self.door = None
+        if isinstance(self.manager, EdgeServers) and self.manager.door is not None:
+            self.manager.door.drain()

@@ -21,6 +21,7 @@ from edgeguard.proxy import failsafe
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.authority import Authority
 from edgeguard.proxy.dispatch import EdgeAddonManager
+from edgeguard.proxy.listeners import ListenError
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,6 @@ _NEVER_OPTIONS: Final = ("emudhra", "emudhra_old")
 _KEY_LOGS: Final = ("SSLKEYLOGFILE", "MITMPROXY_SSLKEYLOGFILE")
 
 
-class ListenError(Exception):
-    """A door could not be opened. The message says which, and why."""
-
-
 class EdgeMaster(master.Master):
     """The embedded engine. Needs a running event loop; one per process (the engine's `ctx` is global).
 
@@ -58,7 +55,7 @@ class EdgeMaster(master.Master):
         addon: The enforcement, first in the chain.
         settings: This node's configuration.
         authority: What intercepted connections are signed with.
-        modes: Mode strings such as `edge@127.0.0.1:3128` or `regular@127.0.0.1:3128`.
+        modes: Mode strings such as `edge` or `regular@127.0.0.1:3128`.
         servers: The engine's `Proxyserver`; the front door brings its own subclass.
     """
 

@@ -36,6 +36,7 @@ from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Services
 from edgeguard.proxy.frontdoor import EdgeServers
 from edgeguard.proxy.jwks import KeyFetcher
+from edgeguard.proxy.listeners import Listener, bind, release
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.resolver import Resolver
@@ -61,12 +62,11 @@ class Address:
     """Where a node listens."""
 
     host: str
+    """An IP address, or `unix:` and a path."""
     port: int
-
-    @property
-    def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+    """0 of a unix socket."""
+    url: str
+    """As it is written in a proxy setting."""
 
 
 class Node:
@@ -75,15 +75,21 @@ class Node:
     Args:
         settings: The node's configuration.
         observers: Called with each slice of decision records, in the log's thread.
+        listeners: The doors of these settings, bound by somebody else (`listeners.adopt`); None: `run` binds them.
 
     Raises:
         OSError: root or log cannot be opened. NodeError, AuthorityError: as their messages say.
     """
 
     def __init__(
-        self, settings: Settings, *, observers: Sequence[Callable[[Sequence[Record]], None]] = ()
+        self,
+        settings: Settings,
+        *,
+        observers: Sequence[Callable[[Sequence[Record]], None]] = (),
+        listeners: Sequence[Listener] | None = None,
     ) -> None:
         self.settings = settings
+        self._listeners = listeners
         self.clock = TrustedClock()
         root = settings.trust.root.read_bytes()
         try:
@@ -93,9 +99,9 @@ class Node:
         except Refusal as refusal:
             raise NodeError(f"{settings.trust.root}: the root is refused: {refusal}") from None
         local_only = loopback_only(trust.root, settings.environment)
-        if local_only is not None and not ipaddress.ip_address(settings.listen.host).is_loopback:
+        if local_only is not None and settings.listen.exposed is not None:
             raise NodeError(
-                f"{local_only}, so this node may listen on loopback only, not on {settings.listen.host}"
+                f"{local_only}, so this node may listen on loopback only, not on {settings.listen.exposed}"
             )
         self._minted = settings.trust.state_dir / MINTED
         self.authority: Authority = ensure_authority(
@@ -138,13 +144,15 @@ class Node:
         self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
         self.metrics.watch_sync(self.sync)
         self.started = time.time()
+        self.doors: tuple[str, ...] = ()
+        """Where this node listens, as it is written in a proxy setting; empty before `run`."""
         self._master: EdgeMaster | None = None
 
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
         """Serves until `stop`, or until cancelled, which does not wait for open work.
 
         Raises:
-            ListenError: a port is in use. StoreError, Refusal: the state folder or the root cannot be used.
+            ListenError: a door cannot be opened. StoreError, Refusal: the state folder or the root cannot be used.
         """
         settings = self.settings
         await asyncio.to_thread(self.sync.start)
@@ -152,14 +160,16 @@ class Node:
         self.guard.start()
         passages = Passages()
         resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
+        listeners = bind(settings) if self._listeners is None else self._listeners
+        self.doors = tuple(map(str, listeners))
         servers = EdgeServers(
-            Services(self.guard, resolver, self._dialer, passages, settings, self.clock.now)
+            Services(self.guard, resolver, self._dialer, passages, settings, self.clock.now), listeners
         )
         self._master = EdgeMaster(
             EdgeguardAddon(self.guard, resolver, passages, settings),
             settings,
             self.authority,
-            [f"edge@{settings.listen.address}"],
+            ["edge"],
             servers,
         )
         keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
@@ -169,11 +179,13 @@ class Node:
             await admin.start()
             _forbid(self._dialer, admin.address)
             try:
-                await serve(self._master, ready=_first(ready))
+                await serve(self._master, ready=_first(ready, listeners))
                 await _drained(servers, settings.bounds.drain_s)
             finally:
                 servers.close_all()
                 await admin.stop()
+                if self._listeners is None:
+                    release(listeners)
         finally:
             await keys.stop()
             self.guard.stop()
@@ -202,6 +214,7 @@ class Node:
             "why": why,
             "ladder": str(self.guard.ladder()),
             "environment": self.settings.environment,
+            "doors": list(self.doors),
             **_policy(snapshot, now),
             "decisions": {
                 "written": self.log.written,
@@ -267,10 +280,14 @@ async def _drained(servers: EdgeServers, within_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
-def _first(ready: Callable[[Address], None] | None) -> Callable[[list[tuple[str, int]]], None] | None:
+def _first(
+    ready: Callable[[Address], None] | None, listeners: Sequence[Listener]
+) -> Callable[[list[tuple[str, int]]], None] | None:
     if ready is None:
         return None
-    return lambda bound: ready(Address(*bound[0]))
+    first = listeners[0]
+    host, port = first.at or (str(first), 0)
+    return lambda _: ready(Address(host, port, str(first)))
 
 
 def write_authorities(node: Node, target: Path) -> None:

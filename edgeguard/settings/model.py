@@ -113,7 +113,9 @@ class Listen(Section):
     @property
     def tcp(self) -> tuple[str, ...]:
         """The doors that are reached over a network, as address and port."""
-        return tuple(a for a in (self.address, self.socks, self.transparent) if a and not a.startswith("unix:"))
+        return tuple(
+            a for a in (self.address, self.socks, self.transparent) if a and not a.startswith("unix:")
+        )
 
     @property
     def exposed(self) -> str | None:

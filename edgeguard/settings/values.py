@@ -10,6 +10,8 @@ from edgeguard.policy.names import HostError, canonical_host
 
 _ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
 _ASIDE_MAX_BYTES = 65_536
+UNIX_PATH_BYTES = 107
+"""What fits into an address of a unix socket on Linux (unix(7)), its final zero left out."""
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -42,6 +44,16 @@ def _base(info: ValidationInfo) -> Path | None:
 def anchored(path: Path, info: ValidationInfo) -> Path:
     base = _base(info)
     return path if base is None else base / path.expanduser()
+
+
+def unix_path(text: str, info: ValidationInfo) -> str:
+    """`unix:` and a path, anchored. Raises ValueError with what to write."""
+    path = anchored(Path(text.removeprefix("unix:")), info)
+    if text == "unix:" or len(bytes(path)) > UNIX_PATH_BYTES:
+        raise ValueError(
+            f'write a path of at most {UNIX_PATH_BYTES} bytes after "unix:", like "unix:/run/edgeguard/proxy.sock"'
+        )
+    return f"unix:{path}"
 
 
 def _secret(value: object, info: ValidationInfo) -> object:

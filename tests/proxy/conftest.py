@@ -20,6 +20,7 @@ with warnings.catch_warnings():
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Door, Services
 from edgeguard.proxy.frontdoor import EdgeInstance, EdgeServers
+from edgeguard.proxy.listeners import bind
 from edgeguard.proxy.passages import Passages
 from edgeguard.settings import Settings
 from tests.fakes import FakeGuard, RecordingResolver, Upstream, settle_loop
@@ -141,6 +142,7 @@ def start_door(guard: FakeGuard, resolver: RecordingResolver, ca_directory: Path
         settings = Settings.model_validate(
             {
                 "environment": "dev",
+                "listen": {"address": "127.0.0.1:0"},
                 "bounds": {"drain_s": 0.5, **bounds},
                 "identity": identity or {},
             }
@@ -149,21 +151,21 @@ def start_door(guard: FakeGuard, resolver: RecordingResolver, ca_directory: Path
         passages = Passages()
         services = Services(guard, resolver, dialer or Dialer(), passages, settings, clock=lambda: 1000.0)  # type: ignore[arg-type]
         master = Master(options.Options())
-        servers = EdgeServers(services)
+        servers = EdgeServers(services, bind(settings))
         master.addons.add(*addons, core.Core(), servers, next_layer.NextLayer(), tlsconfig.TlsConfig())
         master.options.update(
             confdir=str(ca_directory),
             connection_strategy="lazy",
             upstream_cert=False,
             ssl_insecure=True,
-            mode=["edge@127.0.0.1:0"],
+            mode=["edge"],
         )
         await servers.setup_servers()
         (instance,) = servers.servers
         assert isinstance(instance, EdgeInstance)
-        assert instance.door is not None
+        assert servers.door is not None
         running = Running(
-            instance.door, instance, servers, guard, resolver, passages, master, instance.listen_addrs[0][1]
+            servers.door, instance, servers, guard, resolver, passages, master, instance.listen_addrs[0][1]
         )
         try:
             yield running

@@ -28,6 +28,7 @@ from edgeguard.proxy.authority import ensure_authority
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Services
 from edgeguard.proxy.frontdoor import EdgeServers
+from edgeguard.proxy.listeners import bind
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.settings import Settings
@@ -264,6 +265,7 @@ class Engine:
         self.settings = Settings.model_validate(
             {
                 "environment": "test",
+                "listen": {"address": "127.0.0.1:0"},
                 "identity": {"secret": ({"client": "tester", "sha256": "0" * 64},)},
                 "upstream": {"ca_file": self.certificates.ca_file},
                 "bounds": self.bounds,
@@ -271,9 +273,9 @@ class Engine:
         )
         self.addon = EdgeguardAddon(self.guard, self.names, self.passages, self.settings)
         servers = None
-        if self.modes[0].startswith("edge@"):
+        if self.modes == ["edge"]:
             services = Services(self.guard, self.names, Dialer(), self.passages, self.settings, time.time)
-            servers = EdgeServers(services)
+            servers = EdgeServers(services, bind(self.settings))
         self.master = EdgeMaster(self.addon, self.settings, self.authority, self.modes, servers)
         for addon in self.extra:
             self.master.addons.add(addon)

@@ -9,7 +9,8 @@ import pytest
 from mitmproxy.net import tls as engine_tls
 
 from edgeguard.proxy.addon import EdgeguardAddon
-from edgeguard.proxy.master import FIXED_OPTIONS, EdgeMaster, ListenError, serve, silence_key_logs
+from edgeguard.proxy.listeners import ListenError
+from edgeguard.proxy.master import FIXED_OPTIONS, EdgeMaster, serve, silence_key_logs
 
 
 def open_files() -> int:
