@@ -56,6 +56,16 @@ class TrustedClock:
         with self._guard:
             self._offset = max(self._offset, signed - self._boot())
 
+    @property
+    def floor(self) -> float:
+        """What trusted time is never behind, less the boot clock (seconds): the same for every process of a host."""
+        return self._offset
+
+    def share(self, floor: float) -> None:
+        """Raises the floor to another process's. Never lowers it."""
+        with self._guard:
+            self._offset = max(self._offset, floor)
+
     def look(self) -> Jump | None:
         """Compares the two clocks with the look before; answers a jump, and remembers it for `status`."""
         with self._guard:

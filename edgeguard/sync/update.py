@@ -172,11 +172,7 @@ class Updater:
         self.clock.anchor(self.state.marks.newest_signed_time)
         self._loading = True
         try:
-            roots = {slot.sequence: slot.data for slot in (await self._intact("root"))}
-            while (version := self.state.root.version + 1) in roots:
-                if await self._offer(RootOffered(roots[version], version, stored=True)) is not None:
-                    break
-                await self._offer(CycleStarted())
+            await self._stored_roots()
             for slot in await self._intact("head"):
                 if await self._offer(HeadOffered(slot.data, stored=True)) is None:
                     break
@@ -194,6 +190,38 @@ class Updater:
         finally:
             self._loading = False
         self._activate(snapshot(self.state))
+
+    async def follow(self) -> None:
+        """Takes what the process that owns the folder has stored since `load`, and puts it in force.
+
+        Each document is verified as `load` does it; what is refused is reported, and changes nothing.
+        """
+        self._loading = True
+        try:
+            await self._stored_roots()
+            for role, offered in (
+                ("head", HeadOffered),
+                ("manifest", ManifestOffered),
+                ("bundle", BundleOffered),
+            ):
+                newest = next(iter(await self._intact(role)), None)
+                if newest is not None and newest.data != self._held_bytes(role):
+                    await self._offer(offered(newest.data, stored=True))
+        finally:
+            self._loading = False
+        self._activate(snapshot(self.state))
+
+    def _held_bytes(self, role: str) -> bytes:
+        state = self.state
+        bundle = state.in_force.data if state.in_force is not None else b""
+        return {"head": state.head_bytes, "manifest": state.manifest_bytes, "bundle": bundle}[role]
+
+    async def _stored_roots(self) -> None:
+        roots = {slot.sequence: slot.data for slot in (await self._intact("root"))}
+        while (version := self.state.root.version + 1) in roots:
+            if await self._offer(RootOffered(roots[version], version, stored=True)) is not None:
+                break
+            await self._offer(CycleStarted())
 
     async def _stored_marks(self) -> Marks | None:
         slots, damaged = await self.store.read("marks")
