@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from edgeguard.evidence.record import SCHEMA, Record, encode
+from edgeguard.evidence.turnstile import Turnstile
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class DecisionLog:
         observers: Called with every slice of records after it was written, in the writer's thread.
         sync_s: Seconds between flushes of a file to the disk.
         paths: False leaves paths out of the lines.
+        chain: Name of the chain, where a node has several (one for each worker).
+        turnstile: Where other processes write to the same stream.
 
     Raises:
         LogError: The file cannot be opened, or another process is writing it.
@@ -74,12 +77,15 @@ class DecisionLog:
         observers: Sequence[Callable[[Sequence[Record]], None]] = (),
         sync_s: float = 1.0,
         paths: bool = True,
+        chain: str | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         self._queue: deque[Entry] = deque()
         self._capacity = capacity
         self._observers = tuple(observers)
         self._paths = paths
-        self._sink = _Sink(sink, sync_s)
+        self._chain = chain
+        self._sink = _Sink(sink, sync_s, turnstile)
         self._refused = 0
         self._reported = 0
         self._written = 0
@@ -230,12 +236,12 @@ class DecisionLog:
         seq, prev, lines = self._sink.seq, self._sink.prev, []
         for record in records:
             try:
-                line = encode(record, seq + 1, prev, paths=self._paths)
+                line = encode(record, seq + 1, prev, paths=self._paths, chain=self._chain)
             except Exception:
                 # A field of a wrong type is our defect; the decision still leaves a line.
                 logger.exception("a decision could not be encoded")
                 bare = Record(str(record.id), self._started.time, record.kind, why="unencodable")
-                line = encode(bare, seq + 1, prev)
+                line = encode(bare, seq + 1, prev, chain=self._chain)
             seq += 1
             prev = sha256(line).hexdigest()
             lines.append(line + b"\n")
@@ -245,10 +251,11 @@ class DecisionLog:
 class _Sink:
     """Where lines go: a file that is locked, continued and synced, or standard output."""
 
-    def __init__(self, sink: str | Path, sync_s: float) -> None:
+    def __init__(self, sink: str | Path, sync_s: float, turnstile: Turnstile | None = None) -> None:
         self.seq, self.prev, self.torn = 0, FIRST_PREV, False
         self._path = None if str(sink) == "-" else Path(sink)
         self._sync_s = sync_s
+        self._turnstile = turnstile if self._path is None else None
         self._dirty = False
         self._synced = time.monotonic()
         self._fd = 1 if self._path is None else self._open(self._path)
@@ -281,6 +288,13 @@ class _Sink:
 
     def write(self, data: bytes) -> None:
         """Writes all of `data`, or nothing that stays in the file. Raises OSError."""
+        if self._turnstile is None:
+            self._write(data)
+            return
+        with self._turnstile.passing() as torn:
+            self._write(b"\n" + data if torn else data)
+
+    def _write(self, data: bytes) -> None:
         view, done = memoryview(data), 0
         try:
             while done < len(data):

@@ -119,7 +119,7 @@ def _second(whole: int) -> str:
     return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def encode(record: Record, seq: int, prev: str, *, paths: bool = True) -> bytes:
+def encode(record: Record, seq: int, prev: str, *, paths: bool = True, chain: str | None = None) -> bytes:
     """The line of a record without its newline: JSON in ASCII, fields in the order of the schema.
 
     Args:
@@ -127,6 +127,7 @@ def encode(record: Record, seq: int, prev: str, *, paths: bool = True) -> bytes:
         seq: Number of the line in its chain, from 1.
         prev: SHA-256 (hexadecimal) of the previous line's bytes, 64 zeros for the first.
         paths: False leaves the path and the query's names out.
+        chain: Name of the chain, where a node has several.
     """
     if not paths:
         record = record._replace(path=None, query_keys=())
@@ -136,6 +137,8 @@ def encode(record: Record, seq: int, prev: str, *, paths: bool = True) -> bytes:
         f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(record.id)}',
         f',"time":"{_second(whole)}.{int((time - whole) * 1_000_000):06}Z","kind":"{record.kind}"',
     ]
+    if chain is not None:
+        parts.append(f',"chain":{_text(chain)}')
     for start, stop, recurring in _GROUPS:
         values = record[start:stop]
         parts.append(_again_fields(start, values) if recurring else _fields(start, values))
@@ -190,6 +193,12 @@ _HEAD: Final[dict[str, tuple[dict[str, Any], str]]] = {
     ),
 }
 """The fields that every line has."""
+
+_CHAIN: Final = (
+    _TEXT,
+    "Which chain the line belongs to, where a node has several: numbers and hashes count in it alone.",
+)
+"""The field `chain`, which is the log's and not the record's."""
 
 _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
     "connection": (_TEXT, "Id of the client connection.", _text),
@@ -264,6 +273,7 @@ _GROUPS: Final = _groups()
 def json_schema() -> dict[str, object]:
     """The JSON Schema (draft 2020-12) of a line."""
     properties = {name: {**form, "description": about} for name, (form, about) in _HEAD.items()}
+    properties["chain"] = {**_CHAIN[0], "description": _CHAIN[1]}
     properties |= {name: {**form, "description": about} for name, (form, about, _) in _REST.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
