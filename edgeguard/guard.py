@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv6Network
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Self
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.record import Record, age_band, split_target
 from edgeguard.identity.clients import ClientDirectory
+from edgeguard.identity.plain import PlainReader
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
 from edgeguard.policy.addresses import WELL_KNOWN, AddressClass, classify
@@ -43,6 +44,18 @@ ESSENTIALS: Final = "essentials"
 """What stands for the rule when a closed node lets something through that its configuration and root list."""
 
 
+class Resolved(tuple[str, ...]):  # noqa: SLOT001 - a tuple cannot have slots
+    """The addresses of a name that is an alias, and the names behind it: a deny of one of those counts, too."""
+
+    aliases: tuple[str, ...]
+    """Canonical names, in the order of the chain."""
+
+    def __new__(cls, addresses: Sequence[str], aliases: tuple[str, ...]) -> Self:
+        resolved = super().__new__(cls, addresses)
+        resolved.aliases = aliases
+        return resolved
+
+
 class Facts(NamedTuple):
     """What an adapter saw, raw."""
 
@@ -60,6 +73,8 @@ class Facts(NamedTuple):
     """Values of the user header."""
     overrides: tuple[str, ...] = ()
     """Values of method-override headers."""
+    plain: tuple[tuple[str, str], ...] = ()
+    """(lower-case name, value) of the header fields that may say who the person is, from whomever."""
 
 
 class Verdict(NamedTuple):
@@ -182,6 +197,7 @@ class Guard:
         essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
             the local configuration within root's list.
         tokens: Makes the reader of user tokens for a snapshot's issuers.
+        plain: Reads what listed clients say of a person without a signature.
         nobody: The facts about a person who presents no token, for instance a configured region.
         own: Whether this process listens at an address and port: never to be dialled, whatever a rule says.
         nat64: NAT64 prefixes of this network besides the well-known one (RFC 6052).
@@ -197,6 +213,7 @@ class Guard:
         clock: Callable[[], float] = time.time,
         essentials: Collection[tuple[str, int]] = frozenset(),
         tokens: Callable[[Snapshot], TokenReader] = lambda snapshot: TokenReader(snapshot.issuers),
+        plain: PlainReader | None = None,
         nobody: User | None = None,
         own: Callable[[str, int], bool] = lambda _address, _port: False,
         nat64: Sequence[IPv6Network] = (),
@@ -208,6 +225,7 @@ class Guard:
         self._clock = clock
         self._essentials = frozenset(essentials)
         self._tokens = tokens
+        self._plain = plain
         self._nobody = nobody
         self._own = own
         self._nat64 = (WELL_KNOWN, *nat64) if nat64 else ()
@@ -323,6 +341,8 @@ class Guard:
         user = self._nobody
         if facts.tokens and tokens is not None:
             user = tokens.read(facts.tokens, now)
+        elif facts.plain and self._plain is not None:
+            user = self._plain.read(facts.client, facts.plain, now) or user
         request = Request(
             facts.client, host, facts.port, facts.protocol, facts.method, facts.target, user, facts.overrides
         )

@@ -20,7 +20,6 @@ from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import canonical_host
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe, headers, replies
 from edgeguard.proxy.claims import facts_of, shape_refusal, sni_names, streams
 from edgeguard.proxy.connections import Connection
@@ -106,7 +105,7 @@ class EdgeguardAddon:
         connection = self._desk.connections[flow.client_conn.id]
         passage = connection.passage
         request = flow.request
-        scan = headers.scan_request(request.headers.fields, self._desk.user_header)
+        scan = self._desk.scan(request)
         try:
             client = self._desk.owner(flow.client_conn, passage, scan)
         except CredentialsInvalid:
@@ -122,24 +121,23 @@ class EdgeguardAddon:
             "tls",
             scan.hosts,
             tokens=scan.tokens,
+            plain=scan.plain,
         )
-        verdict = self._desk.guard.judge(facts)
-        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
-            others: tuple[Protocol, ...] = ("http", "tcp")
-            judged = (self._desk.guard.judge(facts._replace(protocol=protocol)) for protocol in others)
-            verdict = next((other for other in judged if other.allow), verdict)
+        verdict = self._desk.judge_tunnel(facts)
         if scan.fault or scan.declares_body or request.data.method != b"CONNECT":
             self._desk.reply(flow, self._desk.guard.refuse(verdict, Reason.MALFORMED_REQUEST), scan)
             return
         verdict = await self._desk.resolve(verdict)
-        if self._desk.gone(flow, connection):
+        if self._desk.left(flow.client_conn, connection):
             return
         verdict = self._desk.guard.settle(verdict)
+        if verdict.allow:
+            connection.tunnel = self._desk.begin(connection, flow.id, verdict)
+            verdict = await self._desk.reach(connection, connection.tunnel)
         if not verdict.allow:
             self._desk.reply(flow, verdict, scan)
             return
         passage.client, passage.host, passage.port = client, verdict.host, verdict.port
-        connection.tunnel = self._desk.begin(connection, flow.id, verdict)
         self._desk.pin(flow, verdict)
         flow.server_conn.sni = verdict.host
 
@@ -190,7 +188,7 @@ class EdgeguardAddon:
         shape: Shape = flow.metadata[SHAPE]
         connection = self._desk.connections[flow.client_conn.id]
         request = flow.request
-        scan = headers.scan_request(request.headers.fields, self._desk.user_header)
+        scan = self._desk.scan(request)
         try:
             owner = connection.passage.client
             if shape.forward:
@@ -209,18 +207,22 @@ class EdgeguardAddon:
         if refusal is Reason.MALFORMED_REQUEST or (refusal is not None and verdict.allow):
             verdict = self._desk.guard.refuse(verdict, refusal)
         else:
-            pinned = not shape.forward and not isinstance(flow.client_conn.proxy_mode, mode_specs.ReverseMode)
+            passage = connection.passage
+            reverse = isinstance(flow.client_conn.proxy_mode, mode_specs.ReverseMode)
+            pinned = passage.host is not None and not shape.forward and not reverse
             if pinned:
                 verdict = self._desk.guard.admit(verdict, (request.data.host,))
             else:
-                verdict = await self._desk.resolve(verdict)
-                if self._desk.gone(flow, connection):
+                verdict = await self._desk.resolve(verdict, passage.original)
+                if self._desk.left(flow.client_conn, connection):
                     return
             verdict = self._desk.guard.settle(verdict)
+        if verdict.allow:
+            exchange = self._desk.begin(connection, flow.id, verdict)
+            verdict = await self._desk.reach(connection, exchange)
         if not verdict.allow:
             self._desk.reply(flow, verdict, scan)
             return
-        exchange = self._desk.begin(connection, flow.id, verdict)
         default_port = 80 if request.scheme == "http" else 443
         exchange.close = scan.close
         if request.is_http2 and request.data.authority:
@@ -335,6 +337,7 @@ class EdgeguardAddon:
 
     @closed
     def tcp_start(self, flow: failsafe.HookData) -> None:
+        self._desk.passages.close(flow.client_conn.id)  # so that nothing is dialled meanwhile
         failsafe.disconnect(flow.client_conn.id)
 
     @closed

@@ -5,7 +5,7 @@ from typing import Final
 from mitmproxy import http
 
 from edgeguard.guard import Facts
-from edgeguard.policy.names import HostError, canonical_host, is_address
+from edgeguard.policy.names import HostError, canonical_host, is_address, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Protocol
 from edgeguard.proxy import headers
@@ -28,10 +28,13 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
         host, port = request.data.host, request.data.port
         secure = request.scheme == "https"
     else:
-        if passage.host is None or passage.port is None:
+        client, port = passage.client, passage.port
+        host = passage.host
+        if host is None and passage.original is not None:
+            # In the clear at a transparent door: each request says itself where it wants to go.
+            host = host_of(scan)
+        if host is None or port is None:
             raise RuntimeError("a request in a tunnel without a destination")
-        client = passage.client
-        host, port = passage.host, passage.port
         secure = flow.client_conn.tls_established or request.scheme == "https"
         if request.is_http2 and request.authority:
             names.append(request.authority)
@@ -49,7 +52,16 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
         headers.text(request.data.path),
         scan.tokens,
         scan.overrides,
+        scan.plain,
     )
+
+
+def host_of(scan: headers.Scan) -> str:
+    """The name in a Host field; empty, which no rule matches, if there is none that can be read."""
+    try:
+        return split_authority(scan.hosts[0], 80)[0] if scan.hosts else ""
+    except HostError:
+        return ""
 
 
 def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan, max_fields: int) -> Reason | None:

@@ -13,10 +13,11 @@ from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 from edgeguard.guard import DEADLINE_TICK_S, Facts, Guard, Verdict
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import UNKNOWN_CLIENT, Client
+from edgeguard.policy.request import UNKNOWN_CLIENT, Client, Protocol
 from edgeguard.proxy import failsafe, headers, replies
 from edgeguard.proxy.clienthello import Hello
 from edgeguard.proxy.connections import Connection, Connections, Exchange
+from edgeguard.proxy.dial import Dialer, DialError
 from edgeguard.proxy.layers import SHAPE, Shape
 from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.settings import Settings
@@ -43,15 +44,22 @@ class LaneDesk:
         self._generation = 0
         self._timer: asyncio.TimerHandle | None = None
         self._next_until = math.inf
-        self.user_header = settings.user.header.encode()
+        self._user_header = settings.user.header.encode()
+        self._plain = frozenset(name.encode() for name in settings.user.plain.headers)
         self.head_bytes = settings.bounds.head_bytes
         self.hello_bytes = settings.bounds.hello_bytes
         self.head_s = settings.bounds.head_s
         self.hello_s = settings.bounds.hello_s
         self._resolver = resolver
         self._help_url = help_url
-        self._challenge = 'Basic realm="edgeguard"' if settings.identity.secret else None
+        self._dialer = Dialer()
+        self.credentials = bool(settings.identity.secret)
+        self._challenge = 'Basic realm="edgeguard"' if self.credentials else None
         guard.subscribe(self._rejudge)
+
+    def scan(self, request: http.Request) -> headers.Scan:
+        """The fields of a request, read and cleaned."""
+        return headers.scan_request(request.headers.fields, self._user_header, self._plain)
 
     def unreadable(self, client: ClientConnection, reason: Reason) -> http.Response:
         """Records and renders the refusal of what could not be read as a request."""
@@ -74,6 +82,12 @@ class LaneDesk:
         connection = self.connections.get(client.id)
         if connection is not None:
             connection.h2 = h2
+
+    def opaque(self, client: ClientConnection) -> bool:
+        """Whether the tunnel that was just allowed is one of bytes that nobody reads."""
+        connection = self.connections.get(client.id)
+        tunnel = None if connection is None else connection.tunnel
+        return tunnel is not None and tunnel.verdict.facts.protocol == "tcp"
 
     def misdirected(self, client: ClientConnection) -> None:
         """Told by the relay: the handshake of a tunnel went on with another name."""
@@ -144,8 +158,20 @@ class LaneDesk:
             )
         self.guard.refuse(verdict, reason)
 
-    async def resolve(self, verdict: Verdict) -> Verdict:
-        """Resolves and admits an allow; a refusal stays as it is, and nothing is resolved."""
+    def judge_tunnel(self, facts: Facts) -> Verdict:
+        """TLS is what a tunnel means, unless only another protocol is allowed there."""
+        verdict = self.guard.judge(facts)
+        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
+            others: tuple[Protocol, ...] = ("http", "tcp")
+            judged = (self.guard.judge(facts._replace(protocol=protocol)) for protocol in others)
+            verdict = next((other for other in judged if other.allow), verdict)
+        return verdict
+
+    async def resolve(self, verdict: Verdict, original: str | None = None) -> Verdict:
+        """Resolves and admits an allow; a refusal stays as it is, and nothing is resolved.
+
+        With an `original`, the address that the client dialled, a name that does not lead there is refused.
+        """
         if not verdict.allow:
             return verdict
         generation = self._generation
@@ -159,11 +185,40 @@ class LaneDesk:
         if self._generation != generation:
             # The policy changed, or a deadline passed, while the name was resolved.
             verdict = self.guard.judge(verdict.facts)
-        return self.guard.admit(verdict, addresses)
+        verdict = self.guard.admit(verdict, addresses)
+        if original is None or not verdict.allow:
+            return verdict
+        if original not in verdict.resolved:
+            decision = verdict.decision._replace(allow=False, reason=Reason.MISDIRECTED_REQUEST)
+            return verdict._replace(decision=decision, addresses=())
+        # Where the client wanted to go, if that is admitted, and in any case nowhere that is not.
+        return verdict._replace(addresses=tuple(sorted(verdict.addresses, key=lambda a: a != original)))
 
-    def gone(self, flow: http.HTTPFlow, connection: Connection) -> bool:
+    def left(self, client: ClientConnection, connection: Connection) -> bool:
         """Whether the client left while a name was resolved: then nothing is charged, and nothing is granted."""
-        return self.connections.get(flow.client_conn.id) is not connection
+        return self.connections.get(client.id) is not connection
+
+    async def reach(self, connection: Connection, exchange: Exchange) -> Verdict:
+        """Narrows a begun exchange to the one address that is dialled: of several the first that answers.
+
+        The engine dials one address and has no other to turn to. Ends the exchange, with a recorded
+        refusal, when none answers.
+        """
+        verdict = exchange.verdict
+        if len(verdict.addresses) == 1:
+            return verdict
+        try:
+            async with asyncio.timeout(self.bounds.dial_s):
+                address = await self._dialer.preferred(verdict.addresses, verdict.port)
+        except (DialError, TimeoutError):
+            if connection.end(exchange.id) is None:
+                return verdict._replace(decision=verdict.decision._replace(allow=False), addresses=())
+            return self.guard.refuse(verdict, Reason.UPSTREAM_UNREACHABLE)
+        exchange.verdict = verdict = exchange.verdict._replace(addresses=(address,))
+        if connection.exchanges.get(exchange.id) is not exchange:
+            # The client left, or the policy took the allow back: that was recorded as its end.
+            return verdict._replace(decision=verdict.decision._replace(allow=False), addresses=())
+        return verdict
 
     def pin(self, flow: http.HTTPFlow, verdict: Verdict) -> None:
         """Dials the address that was judged; `.data` leaves the Host field alone."""

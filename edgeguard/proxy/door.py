@@ -96,6 +96,7 @@ class Door:
         self.passages = services.passages
         self.bounds = services.settings.bounds
         self.user_header = services.settings.user.header
+        self.plain_headers = tuple(services.settings.user.plain.headers)
         self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop
         self.clock = services.clock

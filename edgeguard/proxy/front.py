@@ -55,6 +55,7 @@ class Front(Opening):
             claim.port,
             names=claim.names,
             tokens=tuple(head.values(self._door.user_header)),
+            plain=tuple((name, value) for name in self._door.plain_headers for value in head.values(name)),
         )
         verdict = self._judge(facts)
         if client is None:

@@ -5,7 +5,7 @@ case, with `_` and `.` as `-`. Sources: RFC 9110, 7.6.1 and 11.7 (hop-by-hop, pr
 RFC 9112, 3.2 and 5.2 (one Host, no folding), RFC 7838 (Alt-Svc leads around the proxy). Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -56,6 +56,8 @@ class Scan(NamedTuple):
     """A length above zero or a transfer coding is declared."""
     fields: Fields
     """What may go upstream."""
+    plain: tuple[tuple[str, str], ...] = ()
+    """(name, value) of the fields that may say who the person is, under their exact names, in lower case."""
     close: bool = False
     """The client asks that its connection end with the answer (RFC 9112, 9.6)."""
 
@@ -73,15 +75,17 @@ _DASHES: Final = bytes.maketrans(b"_.", b"--")
 _fold_cached = lru_cache(maxsize=4096)(_fold)
 
 
-def scan_request(fields: Fields, user_header: bytes) -> Scan:
+def scan_request(fields: Fields, user_header: bytes, plain: Collection[bytes] = ()) -> Scan:
     """Reads and cleans the fields of a request.
 
     Args:
         fields: (name, value) pairs as received.
         user_header: Lower-case name of the field that carries the user's token.
+        plain: Lower-case names of fields that may say who the person is.
     """
     found: dict[bytes, list[bytes]] = {}
     kept: list[tuple[bytes, bytes]] = []
+    said: list[tuple[str, str]] = []
     fault: str | None = None
     for field in fields:
         name, value = field
@@ -95,7 +99,10 @@ def scan_request(fields: Fields, user_header: bytes) -> Scan:
                 fault = "a field name is an alias of one that frames or routes the message"
         if b"\r" in value or b"\n" in value or b"\0" in value:
             fault = "a field value is folded or holds a control character"
-        if folded not in _DROPPED and folded != user_header and not folded.startswith(_OURS):
+        if folded in plain:
+            if lower == folded:
+                said.append((text(lower), text(value)))
+        elif folded not in _DROPPED and folded != user_header and not folded.startswith(_OURS):
             kept.append(field)
     hosts = found.get(b"host", ())
     connection = {token for value in found.get(b"connection", ()) for token in tokens_of(value)}
@@ -121,6 +128,7 @@ def scan_request(fields: Fields, user_header: bytes) -> Scan:
         upgrade=upgrade,
         declares_body=b"transfer-encoding" in found or any(value.strip() != b"0" for value in lengths),
         fields=tuple(kept),
+        plain=tuple(said),
         close=b"close" in connection,
     )
 

@@ -136,7 +136,7 @@ class KeyFetcher:
         except Exception as error:  # noqa: BLE001
             # Fail closed: whatever went wrong, the old keys stay for their stated time, and no new ones come.
             logger.warning(
-                "%s: the keys of an issuer cannot be fetched: %s", url, error or type(error).__name__
+                "%s: the keys of an issuer cannot be fetched: %s", url, str(error) or type(error).__name__
             )
             self._next[url] = loop.time() + settings.jwks_cooldown_s
             return

@@ -25,6 +25,7 @@ from edgeguard.evidence.record import Record
 from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.jwks import KeyRing
+from edgeguard.identity.plain import PlainReader
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.policy.names import canonical_host, split_authority
@@ -132,6 +133,7 @@ class Node:
                 cache=bounds.token_cache,
                 region=settings.user.region,
             ),
+            plain=PlainReader(settings.user.plain, settings.user.region) if settings.user.plain.clients else None,
             nobody=User(region=settings.user.region) if settings.user.region else None,
             own=self._dialer.is_own,
             nat64=[ipaddress.IPv6Network(prefix) for prefix in settings.resolver.nat64_prefixes],

@@ -254,6 +254,35 @@ class Identity(Section):
         return self
 
 
+class PlainHeaders(Section):
+    """Header fields without a signature that say who the person is. Nobody is believed unless listed."""
+
+    clients: tuple[Name, ...] = ()
+    """Clients whose word counts, by the names that `[identity]` gives them. Only proxies and gateways that remove what their own users send."""
+    headers: dict[
+        Annotated[str, AfterValidator(header_name)],
+        Annotated[
+            str,
+            Field(
+                pattern=r"^(age_at_least|age_at_most|age_over_[0-9]{2}|age_verified|age_band|age_assurance|birthdate|region)$"
+            ),
+        ],
+    ] = Field(default_factory=dict)
+    """What each field says, like `{ "x-age-band" = "age_band" }`. Fields of these names, from whomever and in any spelling (`_` and `.` for `-`), never reach the upstream."""
+    assurance: Literal["self_declared", "guardian_declared", "estimated", "inferred", "verified"] = (
+        "self_declared"
+    )
+    """How well such an age is known, unless a field says `age_assurance`."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        said = list(self.headers.values())
+        twice = [claim for claim in said if said.count(claim) > 1]
+        if twice:
+            raise ValueError(f"two fields say {twice[0]}; keep one")
+        return self
+
+
 class User(Section):
     """The person behind a request: a signed token in a header of each request."""
 
@@ -273,25 +302,39 @@ class User(Section):
     """Largest JWKS document."""
     jwks_deadline_s: Seconds = 5.0
     """Total time of one fetch, resolving included."""
+    plain: PlainHeaders = PlainHeaders()
+    """Header fields without a signature."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.header in self.plain.headers:
+            raise ValueError(f"{self.header} carries the token, so it can be no plain header as well")
+        return self
 
 
 class Resolver(Section):
     """How names become addresses."""
 
     mode: Literal["system", "servers", "static"] = "system"
-    """`system`: the host's resolver; `servers`: the ones below; `static`: only the table below."""
+    """`system`: `/etc/hosts`, then the servers of `/etc/resolv.conf`; `servers`: the ones below; `static`: only the table below. Names are absolute in every mode: search domains are not applied."""
     servers: tuple[Annotated[str, AfterValidator(server)], ...] = ()
-    """DNS servers for mode `servers`, as addresses. They answer on port 53."""
+    """DNS servers for mode `servers`, asked in order: an address, or an address and a port."""
     nat64_prefixes: tuple[Cidr, ...] = ()
     """NAT64 prefixes of this network besides 64:ff9b::/96, so that embedded IPv4 addresses are judged."""
     static: dict[Host, tuple[Address, ...]] = Field(default_factory=dict)
     """Names with fixed addresses. They come first in every mode."""
     timeout_s: Seconds = 5.0
     """Total time for one name."""
+    server_timeout_s: Seconds = 1.0
+    """Time that one server gets before the next one is asked, or the same again."""
     cache_names: Count = 4096
     """Names whose answers are remembered."""
     cache_max_s: Seconds = 60.0
     """Longest time an answer is remembered, whatever its TTL says."""
+    negative_max_s: Seconds = 10.0
+    """Longest time it is remembered that a name has no address."""
+    history_s: Seconds = 600.0
+    """How long the transparent door takes an address for one that a name had, after it was last answered."""
 
     @model_validator(mode="after")
     def _servers_given(self) -> Self:

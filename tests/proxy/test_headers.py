@@ -77,3 +77,10 @@ def test_host_says_what_was_judged(value, host, port, expected):
 @pytest.mark.parametrize(("value", "body"), [(b"0", False), (b"1", True), (b"00", True)])
 def test_a_declared_length(value, body):
     assert scan_request(((b"Content-Length", value),), USER).declares_body is body
+
+
+def test_plain_fields_are_collected_under_their_exact_names_and_never_sent_on():
+    fields = ((b"X-User-Age", b"30"), (b"X_User_Age", b"40"), (b"x.user.age", b"50"), (b"X-Other", b"1"))
+    scan = scan_request(fields, USER, frozenset({b"x-user-age"}))
+    assert scan.plain == (("x-user-age", "30"),)
+    assert scan.fields == ((b"X-Other", b"1"),)
