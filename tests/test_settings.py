@@ -168,7 +168,7 @@ def test_all_problems_of_a_file_come_at_once(write):
             'environment = "p"\n[resolver]\nservers = ["dns.example"]',
             3,
             "resolver.servers.0",
-            "not an IP address",
+            "not a DNS server",
         ),
         (
             'environment = "p"\n[resolver]\nmode = "dns"',

@@ -1,35 +1,34 @@
 """Names to addresses: the only module that resolves.
 
-A name is resolved once, after its host and port were allowed; what comes out is judged, and what
-was judged is what is dialled. Neither source tells the TTL of an answer, so answers are kept for a few
-seconds only: long enough for a burst of connections, shorter than any TTL that matters.
+A name is resolved once, after its host and port were allowed; what comes out is judged, and what was
+judged is what is dialled. An answer is kept for its TTL and never served stale, so where no server
+answers, nothing is allowed. Who asks for a name that is being asked for shares that lookup; a slow
+name holds up nobody else.
 """
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Final
 
-from mitmproxy_rs.dns import DnsResolver
-
+from edgeguard.guard import Resolved
 from edgeguard.policy.names import HostError, canonical_host, is_address
+from edgeguard.proxy.dial import interleave
+from edgeguard.proxy.hostfiles import HostFiles
+from edgeguard.proxy.nameservers import RECORDS, Answer, Lookup, servers_lookup
 from edgeguard.settings import Resolver as ResolverSettings
+from edgeguard.settings.values import split_server
 
-CACHE_S: Final = 5.0
 FAILURE_CACHE_S: Final = 1.0
-LOOKUP_THREADS: Final = 16
-"""`getaddrinfo` blocks; slow names occupy these threads and nothing else."""
+"""How long nobody asks again after a lookup that failed (RFC 2308, 7)."""
 WAITING_NAMES: Final = 1024
 """Lookups under way at one time; further names are refused, not queued."""
+LOOPBACK: Final = ("127.0.0.1", "::1")
+"""What `localhost` and the names below it are, wherever they are asked for (RFC 6761, 6.3)."""
 
 
 class ResolveError(OSError):
     """The name has no address, or none in time."""
-
-
-type Lookup = Callable[[str], Awaitable[Iterable[str]]]
-"""Addresses of a canonical name, as text. Raises OSError."""
 
 
 class Resolver:
@@ -39,17 +38,22 @@ class Resolver:
         lookup: Where answers come from; None: from `static` only.
         static: Fixed answers by canonical name. They come first.
         timeout_s: Total time for one name, in seconds.
-        cache_names: Answers kept.
-        cache_s: How long an answer is kept, in seconds.
+        cache_names: Answers kept, and names whose past answers are kept.
+        cache_max_s: Longest time an answer is kept, in seconds.
+        negative_max_s: The same for the answer that there is no address.
+        history_s: How long `gave` remembers an address, in seconds.
         max_addresses: Addresses of one answer that are used.
     """
 
     __slots__ = (
         "_cache",
+        "_cache_max_s",
         "_cache_names",
-        "_cache_s",
+        "_history",
+        "_history_s",
         "_lookup",
         "_max_addresses",
+        "_negative_max_s",
         "_static",
         "_timeout_s",
         "_waiting",
@@ -62,59 +66,86 @@ class Resolver:
         static: Mapping[str, Sequence[str]] | None = None,
         timeout_s: float = 5.0,
         cache_names: int = 4096,
-        cache_s: float = CACHE_S,
+        cache_max_s: float = 60.0,
+        negative_max_s: float = 10.0,
+        history_s: float = 600.0,
         max_addresses: int = 8,
     ) -> None:
         self._lookup = lookup
         self._static = {canonical_host(name): _canonical(found) for name, found in (static or {}).items()}
         self._timeout_s = timeout_s
         self._cache_names = cache_names
-        self._cache_s = cache_s
+        self._cache_max_s = cache_max_s
+        self._negative_max_s = negative_max_s
+        self._history_s = history_s
         self._max_addresses = max_addresses
         self._cache: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._history: dict[str, dict[str, float]] = {}
         self._waiting: dict[str, asyncio.Task[tuple[str, ...]]] = {}
 
     @classmethod
     def from_settings(cls, settings: ResolverSettings, *, max_addresses: int = 8) -> "Resolver":
         """The resolver that the configuration describes. Raises HostError for a bad name in the table."""
         lookup: Lookup | None = None
+        timeout_s, server_timeout_s = settings.timeout_s, settings.server_timeout_s
         if settings.mode == "system":
-            lookup = system_lookup()
+            lookup = HostFiles(timeout_s=timeout_s, server_timeout_s=server_timeout_s)
         elif settings.mode == "servers":
-            lookup = DnsResolver(name_servers=list(settings.servers), use_hosts_file=False).lookup_ip
+            servers = [split_server(server) for server in settings.servers]
+            lookup = servers_lookup(servers, timeout_s=timeout_s, server_timeout_s=server_timeout_s)
         return cls(
             lookup,
             static=settings.static,
-            timeout_s=settings.timeout_s,
+            timeout_s=timeout_s,
             cache_names=settings.cache_names,
-            cache_s=min(CACHE_S, settings.cache_max_s),
+            cache_max_s=settings.cache_max_s,
+            negative_max_s=settings.negative_max_s,
+            history_s=settings.history_s,
             max_addresses=max_addresses,
         )
+
+    def known(self, host: str) -> tuple[str, ...] | None:
+        """What `resolve` would answer without asking anybody: at least one address, or None. Never waits."""
+        found = self._static.get(host)
+        if found is not None:
+            return found
+        kept = self._cache.get(host)
+        if kept is not None:
+            return kept[1] or None if monotonic() < kept[0] else None
+        if is_address(host):
+            return (host,)
+        if host == "localhost" or host.endswith(".localhost"):
+            return LOOPBACK
+        return None
+
+    def gave(self, host: str, address: str) -> bool:
+        """Whether a canonical address was among the answers for a canonical host in the last `history_s`."""
+        if address in (self.known(host) or ()):
+            return True
+        past = self._history.get(host)
+        return past is not None and monotonic() < past.get(address, 0.0)
 
     async def resolve(self, host: str) -> tuple[str, ...]:
         """Canonical addresses of a canonical host, at least one; an address literal is its own answer.
 
+        Where the name is an alias the answer is a `Resolved`, which tells the names behind it.
+
         Raises:
             ResolveError: unknown name, no answer in time, or too many lookups under way.
         """
-        found = self._static.get(host)
+        found = self.known(host)
         if found is not None:
             return found
-        if is_address(host):
-            return (host,)
         if self._lookup is None:
             raise ResolveError(f"{host} is not in the static table")
         task = self._waiting.get(host)
         if task is None:
-            loop = asyncio.get_running_loop()
             kept = self._cache.get(host)
-            if kept is not None and loop.time() < kept[0]:
-                if not kept[1]:
-                    raise ResolveError(f"{host} has no address")
-                return kept[1]
+            if kept is not None and monotonic() < kept[0]:
+                raise ResolveError(f"{host} has no address")
             if len(self._waiting) >= WAITING_NAMES:
                 raise ResolveError("too many names are being resolved")
-            task = loop.create_task(self._ask(self._lookup, host, loop))
+            task = asyncio.get_running_loop().create_task(self._ask(self._lookup, host))
             if not task.done():
                 self._waiting[host] = task
                 task.add_done_callback(lambda _: self._waiting.pop(host, None))
@@ -124,36 +155,42 @@ class Resolver:
             raise ResolveError(f"{host} has no address")
         return found
 
-    async def _ask(self, lookup: Lookup, host: str, loop: asyncio.AbstractEventLoop) -> tuple[str, ...]:
+    async def _ask(self, lookup: Lookup, host: str) -> tuple[str, ...]:
         """The answer, which may be empty; never raises, since nobody may be left to be told."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = _canonical(await lookup(host))[: self._max_addresses]
-        except (OSError, ValueError):  # TimeoutError and gaierror are OSErrors
-            found = ()
-        if len(self._cache) >= self._cache_names:
-            del self._cache[next(iter(self._cache))]
+                answer = await lookup(host)
+        except (OSError, ValueError):  # TimeoutError is an OSError
+            answer, longest_s = Answer((), FAILURE_CACHE_S), self._cache_max_s
+            addresses: tuple[str, ...] = ()
+        else:
+            addresses = _canonical(answer.addresses)
+            longest_s = self._cache_max_s if addresses else self._negative_max_s
+        keep_s = min(answer.ttl_s, longest_s)
+        self._remember(host, addresses[:RECORDS])
+        found = tuple(interleave(addresses)[: self._max_addresses])
+        if found and answer.aliases:
+            found = Resolved(found, answer.aliases)
         self._cache.pop(host, None)
-        self._cache[host] = (
-            loop.time() + (self._cache_s if found else min(FAILURE_CACHE_S, self._cache_s)),
-            found,
-        )
+        if keep_s > 0:  # a TTL of 0 is for those who asked, and nobody after them (RFC 1035, 3.2.1)
+            if len(self._cache) >= self._cache_names:
+                del self._cache[next(iter(self._cache))]
+            self._cache[host] = (monotonic() + keep_s, found)
         return found
 
-
-def system_lookup() -> Lookup:
-    """The host's own resolver (hosts file, search domains, name service switch) on threads of its own."""
-    threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="resolve")
-
-    def ask(host: str) -> list[str]:
-        # The one place where names are resolved, and only after host and port were allowed.
-        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)  # noqa: TID251
-        return [str(answer[4][0]) for answer in answers]
-
-    async def lookup(host: str) -> list[str]:
-        return await asyncio.get_running_loop().run_in_executor(threads, ask, host)
-
-    return lookup
+    def _remember(self, host: str, addresses: Iterable[str]) -> None:
+        """Writes down what was answered, for `gave`."""
+        now = monotonic()
+        past = {address: until for address, until in self._history.pop(host, {}).items() if until > now}
+        for address in addresses:
+            past.pop(address, None)
+            past[address] = now + self._history_s
+        while len(past) > RECORDS:
+            del past[next(iter(past))]
+        if past:
+            self._history[host] = past
+        if len(self._history) > self._cache_names:
+            del self._history[next(iter(self._history))]
 
 
 def _canonical(addresses: Iterable[str]) -> tuple[str, ...]:

@@ -103,13 +103,25 @@ def header_name(text: str) -> str:
     return text
 
 
+def split_server(text: str) -> tuple[str, int]:
+    """A DNS server as (address, port): `192.0.2.53`, `192.0.2.53:5353`, `2001:db8::53`, `[2001:db8::53]:5353`."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        address, port = split_address(text)
+    if not port:
+        raise ValueError("port 0 is no server's")
+    return address, port
+
+
 def server(text: str) -> str:
     try:
-        return _ip(text)
+        split_server(text)
     except ValueError:
         raise ValueError(
-            f'{text!r} is not an IP address; write one like "192.0.2.53" (the port is always 53)'
+            f'{text!r} is not a DNS server; write an address like "192.0.2.53" or "192.0.2.53:5353"'
         ) from None
+    return text
 
 
 def _host(text: str) -> str:
