@@ -65,6 +65,8 @@ class Decision(NamedTuple):
     """CIDRs of special-purpose space that the granting allows name."""
     until: float | None = None
     """Unix seconds at which time alone may change this verdict (expiry, window, token)."""
+    gated: bool = False
+    """An age gate matched, whoever asked and from wherever: what is answered may differ from person to person."""
 
 
 class Admission(NamedTuple):

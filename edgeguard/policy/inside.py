@@ -184,7 +184,9 @@ class Inside:
                 return None
             meant = met(self._quick_gates, method, folded, queries)
         decision = self.grants.get(granted)
-        return None if decision is None else (decision, meant)
+        if decision is None:
+            return None
+        return (decision._replace(gated=True), meant) if meant else (decision, meant)
 
     def _whole(self, asked: Asked, gates: Gates, user: User | None, now: float) -> Decision:
         """The whole ladder."""
@@ -204,6 +206,7 @@ class Inside:
                         break
         if refused is None and plan.refused_address(every):
             refused = Refused(Reason.ADDRESS_NOT_ALLOWED)
+        meant: list[Statement] = []
         if refused is None and self.gates:
             meant = [gate for gate, hits in self.gates if asked.hits(hits)]
             if meant:
@@ -211,7 +214,8 @@ class Inside:
         if refused is not None:
             would = [("would_allow", name) for name, reach in self.report_allows if asked.reaches(reach)]
             return refused.decision(Lane.INSPECT, tuple(would), end)
-        return self._grant(asked, names, every, gates, user, now, end)
+        decision = self._grant(asked, names, every, gates, user, now, end)
+        return decision._replace(gated=True) if meant else decision
 
     def _allowed(self, asked: Asked) -> tuple[Refused | None, Sequence[str], Sequence[str]]:
         """AND over all readings: a refusal, the allows that match some reading, those that match every one."""
