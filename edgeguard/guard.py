@@ -23,7 +23,7 @@ from typing import Final, Literal, NamedTuple, Self
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.record import Record, age_band, split_target
-from edgeguard.identity.clients import ClientDirectory
+from edgeguard.identity.clients import ClientDirectory, Proof
 from edgeguard.identity.plain import PlainReader
 from edgeguard.identity.tokens import TokenReader
 from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
@@ -311,9 +311,11 @@ class Guard:
 
     # Verdicts
 
-    def identify(self, peer: str | None, proxy_authorization: Sequence[str] = ()) -> Client:
+    def identify(
+        self, peer: str | None, proxy_authorization: Sequence[str] = (), proof: Proof | None = None
+    ) -> Client:
         """Who owns the connection. Raises `identity.clients.CredentialsInvalid`."""
-        return self._clients.identify(peer, proxy_authorization)
+        return self._clients.identify(peer, proxy_authorization, proof)
 
     def judge(self, facts: Facts) -> Verdict:
         """Names and policy. Nothing is charged or recorded. Never raises."""

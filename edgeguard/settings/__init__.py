@@ -4,6 +4,7 @@ from edgeguard.settings.load import Problem, SettingsError, load_settings
 from edgeguard.settings.model import (
     Admin,
     Bounds,
+    CertificateClient,
     CidrClient,
     Essentials,
     Evidence,
@@ -11,6 +12,7 @@ from edgeguard.settings.model import (
     Interception,
     Listen,
     ListenTls,
+    PeerClient,
     Resolver,
     SecretClient,
     Settings,
@@ -23,6 +25,7 @@ from edgeguard.settings.model import (
 __all__ = [
     "Admin",
     "Bounds",
+    "CertificateClient",
     "CidrClient",
     "Essentials",
     "Evidence",
@@ -30,6 +33,7 @@ __all__ = [
     "Interception",
     "Listen",
     "ListenTls",
+    "PeerClient",
     "Problem",
     "Resolver",
     "SecretClient",

@@ -229,8 +229,52 @@ class SecretClient(Section):
         return self
 
 
+class CertificateClient(Section):
+    """Clients known by a certificate that `[listen.tls]` has verified: one of its alternative names, exactly. The common name never counts."""
+
+    uri: (
+        Annotated[str, Field(min_length=3, max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*:[!-~]+$")] | None
+    ) = None
+    """The URI of the certificate, like `spiffe://example.org/ns/build/sa/runner`. Give this or `dns`."""
+    dns: Host | None = None
+    """A DNS name of the certificate. Wildcards in certificates match nothing."""
+    client: Name
+    """Name that rules use in `clients`."""
+    groups: tuple[Name, ...] = ()
+    """Groups that the client belongs to."""
+    claims: tuple[Name, ...] = ()
+    """Claims that the client holds, as rules use them in `claims`."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.uri is None) == (self.dns is None):
+            raise ValueError("give exactly one of uri and dns")
+        return self
+
+
+class PeerClient(Section):
+    """Clients known by the user of the process at the other end of a unix socket, as the kernel says."""
+
+    uid: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    """User id."""
+    gid: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    """Primary group id. With `uid` both must match; the first entry that matches counts."""
+    client: Name
+    """Name that rules use in `clients`."""
+    groups: tuple[Name, ...] = ()
+    """Groups that the client belongs to."""
+    claims: tuple[Name, ...] = ()
+    """Claims that the client holds, as rules use them in `claims`."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.uid is None and self.gid is None:
+            raise ValueError("give uid or gid, or both")
+        return self
+
+
 class Identity(Section):
-    """Who a client is. Order: secret, then source network, then static, then unknown."""
+    """Who a client is. Order: certificate, then secret, then unix peer, then source network, then static, then unknown."""
 
     static: Name | None = None
     """Name of the client behind every connection that nothing else identifies: the workload of a sidecar."""
@@ -242,6 +286,10 @@ class Identity(Section):
     """Clients known by their source address."""
     secret: tuple[SecretClient, ...] = ()
     """Clients known by a secret in `Proxy-Authorization`."""
+    certificate: tuple[CertificateClient, ...] = ()
+    """Clients known by a certificate."""
+    peer: tuple[PeerClient, ...] = ()
+    """Clients known by their user on this host."""
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Self:
@@ -251,6 +299,10 @@ class Identity(Section):
         for network in networks:
             if networks.count(network) > 1:
                 raise ValueError(f"two entries of [[identity.cidr]] name {network}; keep one")
+        names = [entry.uri or entry.dns for entry in self.certificate]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two entries of [[identity.certificate]] name {name}; keep one")
         return self
 
 
@@ -448,6 +500,10 @@ class Bounds(Section):
     """Time for a client to send a whole request head."""
     hello_s: Seconds = 10.0
     """Time for a client to send its ClientHello after CONNECT."""
+    handshake_s: Seconds = 5.0
+    """Time for a client to finish what comes before its first request: a PROXY header, TLS to the proxy."""
+    server_first_s: Seconds = 1.0
+    """A redirected client that says nothing for this long waits for its server; only a rule with `protocol: tcp` for the address lets it."""
     dial_s: Seconds = 10.0
     """Time to connect to an upstream, all its addresses together."""
     dial_addresses: Count = 8
@@ -468,6 +524,14 @@ class Bounds(Section):
     """Bytes that one direction of a tunnel may buffer."""
     headers: Count = 200
     """Header fields of one request."""
+    answer_head_bytes: Size = 262_144
+    """Largest head of an upstream's answer, interim answers included."""
+    waiting_bytes: Size = 8_388_608
+    """Bytes of answers that may wait for one client that does not read them."""
+    stream_bytes: Size = 1_048_576
+    """Bytes of one upload that may wait for its verdict or its upstream; also the window of an HTTP/2 stream."""
+    resets: Count = 100
+    """HTTP/2 requests that one connection may abandon, besides as many as it lets finish."""
     limit_keys: Count = 65_536
     """Rate-limit keys kept in memory, for each limit. Further keys share one overflow bucket."""
     token_bytes: Size = 8_192

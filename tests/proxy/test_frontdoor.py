@@ -604,7 +604,6 @@ async def test_a_door_that_stops_lets_open_tunnels_finish_until_its_deadline(sta
         await running.idle()
         assert running.door.closed
         assert [entry[3] for entry in running.guard.finished] == ["shutdown"]
-        await running.instance.start()
 
 
 async def test_everything_can_be_ended_at_once(start_door, upstream):
@@ -625,12 +624,3 @@ async def test_several_addresses_are_raced(start_door, upstream):
         async with running.client() as client:
             assert await client.connect(f"good.test:{upstream.port}") == OK
         await running.idle()
-
-
-async def test_a_mode_string_may_name_an_ipv6_address(running):
-    (listener,) = await running.instance.listen("[::1]", free_port())
-    try:
-        assert listener.sockets[0].getsockname()[0] == "::1"
-    finally:
-        listener.close()
-        running.servers.close_all()
