@@ -51,7 +51,7 @@ def dev(
 
     from edgeguard.proxy.authority import AuthorityError
     from edgeguard.proxy.listeners import ListenError
-    from edgeguard.proxy.node import NodeError
+    from edgeguard.proxy.preflight import NodeError
     from edgeguard.settings import load_settings
     from edgeguard.sync.store import StoreError
 

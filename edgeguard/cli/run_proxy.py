@@ -30,7 +30,8 @@ def run(
     """Enforce the policy that this node's configuration trusts."""
     from edgeguard.proxy.authority import AuthorityError
     from edgeguard.proxy.listeners import ListenError
-    from edgeguard.proxy.node import Address, Node, NodeError
+    from edgeguard.proxy.node import Address, Node
+    from edgeguard.proxy.preflight import NodeError
     from edgeguard.settings import load_settings
     from edgeguard.sync.store import StoreError
 

@@ -17,7 +17,8 @@ from edgeguard.dev.workshop import ENVIRONMENT, HEAD_LIFETIME_S, Published, Work
 from edgeguard.evidence.record import Record
 from edgeguard.folder import read_modules
 from edgeguard.policy.source import PolicyErrors
-from edgeguard.proxy.node import Address, Node, NodeError, write_authorities
+from edgeguard.proxy.node import Address, Node, write_authorities
+from edgeguard.proxy.preflight import NodeError
 from edgeguard.server.app import create_app
 from edgeguard.server.run import listen, new_server
 from edgeguard.server.tokens import PublishTokens

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeguard import __version__
-from edgeguard.bundle.refusal import Refusal
-from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.bundle.state import TrustState
-from edgeguard.bundle.testkeys import loopback_only
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.metrics import Metrics
 from edgeguard.evidence.record import Record
+from edgeguard.evidence.turnstile import Turnstile
 from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.jwks import KeyRing
@@ -32,7 +30,7 @@ from edgeguard.policy.names import canonical_host, split_authority
 from edgeguard.policy.request import User
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.admin import AdminServer
-from edgeguard.proxy.authority import Authority, ensure_authority
+from edgeguard.proxy.authority import Authority
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Services
 from edgeguard.proxy.frontdoor import EdgeServers
@@ -40,22 +38,19 @@ from edgeguard.proxy.jwks import KeyFetcher
 from edgeguard.proxy.listeners import Listener, bind, release
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
+from edgeguard.proxy.preflight import NodeError, preflight, remember_authority
+from edgeguard.proxy.report import READY_STATES, policy_report
 from edgeguard.proxy.resolver import Resolver
 from edgeguard.settings import Settings
 from edgeguard.settings.values import split_address
 from edgeguard.sync.agent import SyncAgent
 from edgeguard.sync.clock import TrustedClock
+from edgeguard.sync.config import SyncConfig
+from edgeguard.sync.follow import AHEAD_S, Followed, Follower
+from edgeguard.sync.report import SyncEvent
+from edgeguard.sync.standing import Standing
 
 logger = logging.getLogger(__name__)
-
-
-class NodeError(Exception):
-    """The node must not start. The message says why, and how to mend it."""
-
-
-MINTED = "authority-was-made"
-"""File in the state folder: an authority that is missing beside it was lost and is not made anew silently."""
-READY_STATES = frozenset({Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +65,27 @@ class Address:
     """As it is written in a proxy setting."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker is given by its supervisor, which fetches policy, answers `/status` and owns the doors."""
+
+    root: bytes
+    """Of the configured root."""
+    standing: Standing | None
+    """What is in force at the start."""
+    floor: float
+    """Of trusted time (`TrustedClock.floor`)."""
+    chain: str
+    """Name of the chain of this process's decision log."""
+    turnstile: Turnstile | None
+    admin: str
+    """The supervisor's admin address, which must not be dialled."""
+    on_followed: Callable[[Followed], None]
+    """Called in the follower's thread whenever the state folder was compared with what is in force."""
+    on_event: Callable[[SyncEvent], None]
+    """Called in the follower's thread."""
+
+
 class Node:
     """A proxy process, from its settings to its end.
 
@@ -77,6 +93,7 @@ class Node:
         settings: The node's configuration.
         observers: Called with each slice of decision records, in the log's thread.
         listeners: The doors of these settings, bound by somebody else (`listeners.adopt`); None: `run` binds them.
+        part: Set in a worker: what its supervisor does for it.
 
     Raises:
         OSError: root or log cannot be opened. NodeError, AuthorityError: as their messages say.
@@ -88,26 +105,14 @@ class Node:
         *,
         observers: Sequence[Callable[[Sequence[Record]], None]] = (),
         listeners: Sequence[Listener] | None = None,
+        part: Part | None = None,
     ) -> None:
         self.settings = settings
         self._listeners = listeners
         self.clock = TrustedClock()
-        root = settings.trust.root.read_bytes()
-        try:
-            trust = TrustState.start(
-                root, settings.environment, audience=settings.trust.audience, floor=settings.trust.floor
-            )
-        except Refusal as refusal:
-            raise NodeError(f"{settings.trust.root}: the root is refused: {refusal}") from None
-        local_only = loopback_only(trust.root, settings.environment)
-        if local_only is not None and settings.listen.exposed is not None:
-            raise NodeError(
-                f"{local_only}, so this node may listen on loopback only, not on {settings.listen.exposed}"
-            )
-        self._minted = settings.trust.state_dir / MINTED
-        self.authority: Authority = ensure_authority(
-            settings.interception.ca_dir, existed=self._minted.exists()
-        )
+        self._part = part
+        grounds = preflight(settings, part.root if part is not None else None)
+        self.authority: Authority = grounds.authority
         self.metrics = Metrics()
         limiter = ProcessLimiter(settings.bounds.limit_keys)
         self.log = DecisionLog(
@@ -116,6 +121,8 @@ class Node:
             observers=(self.metrics.observe, *observers),
             sync_s=settings.evidence.sync_s,
             paths=settings.evidence.paths == "keep",
+            chain=part.chain if part is not None else None,
+            turnstile=part.turnstile if part is not None else None,
         )
         self._dialer = Dialer()
         self._ring = KeyRing()
@@ -125,7 +132,7 @@ class Node:
             limiter=limiter,
             log=self.log,
             clock=self.clock.now,
-            essentials=_essentials(settings, trust),
+            essentials=_essentials(settings, grounds.trust),
             tokens=lambda snapshot: TokenReader(
                 snapshot.issuers,
                 ring=self._ring,
@@ -133,32 +140,55 @@ class Node:
                 cache=bounds.token_cache,
                 region=settings.user.region,
             ),
-            plain=PlainReader(settings.user.plain, settings.user.region) if settings.user.plain.clients else None,
+            plain=PlainReader(settings.user.plain, settings.user.region)
+            if settings.user.plain.clients
+            else None,
             nobody=User(region=settings.user.region) if settings.user.region else None,
             own=self._dialer.is_own,
             nat64=[ipaddress.IPv6Network(prefix) for prefix in settings.resolver.nat64_prefixes],
         )
-        self.sync = SyncAgent(
-            settings, root, self.guard.activate, clock=self.clock, enforced=lambda: self.guard.snapshot
-        )
         self.metrics.watch_log(self.log)
         self.metrics.watch_limits(limiter.usage)
-        self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
-        self.metrics.watch_sync(self.sync)
+        self.sync: SyncAgent | Follower
+        if part is None:
+            agent = self.sync = SyncAgent(
+                settings,
+                grounds.root,
+                self.guard.activate,
+                clock=self.clock,
+                enforced=lambda: self.guard.snapshot,
+            )
+            self.metrics.watch_policy(lambda: self.guard.snapshot, self.clock.now)
+            self.metrics.watch_sync(agent)
+        else:
+            self.clock.share(part.floor)
+            self.sync = Follower(
+                SyncConfig.from_settings(settings),
+                grounds.root,
+                self.guard.activate,
+                expected=part.standing,
+                clock=self.clock,
+                on_event=part.on_event,
+                on_followed=part.on_followed,
+            )
         self.started = time.time()
         self.doors: tuple[str, ...] = ()
         """Where this node listens, as it is written in a proxy setting; empty before `run`."""
         self._master: EdgeMaster | None = None
+        self._servers: EdgeServers | None = None
 
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
         """Serves until `stop`, or until cancelled, which does not wait for open work.
 
         Raises:
+            NodeError: a worker that cannot load what is in force.
             ListenError: a door cannot be opened. StoreError, Refusal: the state folder or the root cannot be used.
         """
         settings = self.settings
         await asyncio.to_thread(self.sync.start)
-        await asyncio.to_thread(self._minted.touch)
+        if isinstance(self.sync, Follower) and not await asyncio.to_thread(self.sync.wait, AHEAD_S):
+            raise NodeError(self.sync.last.problem)
+        await asyncio.to_thread(remember_authority, settings)
         self.guard.start()
         passages = Passages()
         resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
@@ -174,12 +204,13 @@ class Node:
             ["edge"],
             servers,
         )
+        self._servers = servers
         keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
         keys.start()
         admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
         try:
             await admin.start()
-            _forbid(self._dialer, admin.address)
+            _forbid(self._dialer, admin.address if self._part is None else self._part.admin)
             try:
                 await serve(self._master, ready=_first(ready, listeners))
                 await _drained(servers, settings.bounds.drain_s)
@@ -199,6 +230,11 @@ class Node:
         if self._master is not None:
             self._master.shutdown()
 
+    @property
+    def connections(self) -> int:
+        """Client connections that are open."""
+        return 0 if self._servers is None else self._servers.working
+
     def ready(self) -> tuple[bool, str]:
         """Whether a verified policy is enforced, and the state or what is wrong."""
         if self.log.broken:
@@ -217,7 +253,7 @@ class Node:
             "ladder": str(self.guard.ladder()),
             "environment": self.settings.environment,
             "doors": list(self.doors),
-            **_policy(snapshot, now),
+            **policy_report(snapshot, now),
             "decisions": {
                 "written": self.log.written,
                 "waiting": self.log.waiting,
@@ -233,25 +269,6 @@ class Node:
                 "now": now,
             },
         }
-
-
-def _policy(snapshot: Snapshot | None, now: float) -> dict[str, object]:
-    if snapshot is None:
-        return {"bundle": None, "bundle_version": None, "policy_hash": None}
-    return {
-        "bundle": snapshot.bundle_id,
-        "bundle_version": snapshot.bundle_version,
-        "policy_hash": snapshot.policy_hash,
-        "signers": list(snapshot.signers),
-        "head_version": snapshot.head_version,
-        "root_version": snapshot.root_version,
-        "issued_at": snapshot.issued_at,
-        "age_s": round(now - snapshot.issued_at, 3),
-        "staleness_s": round(max(0.0, now - snapshot.stale_at), 3),
-        "stale_at": snapshot.stale_at,
-        "restricted_at": snapshot.restricted_at,
-        "closed_at": snapshot.closed_at,
-    }
 
 
 def _essentials(settings: Settings, trust: TrustState) -> set[tuple[str, int]]:

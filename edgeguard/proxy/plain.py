@@ -25,8 +25,9 @@ from edgeguard.proxy import failsafe
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.authority import AuthorityError
 from edgeguard.proxy.master import FIXED_OPTIONS, silence_key_logs
-from edgeguard.proxy.node import Node, NodeError
+from edgeguard.proxy.node import Node
 from edgeguard.proxy.passages import Passages
+from edgeguard.proxy.preflight import NodeError
 from edgeguard.proxy.resolver import Resolver
 from edgeguard.settings import Settings, SettingsError, load_settings
 

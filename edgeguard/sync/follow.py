@@ -80,6 +80,7 @@ class Follower:
         self._audited: tuple[object, int] | None = None
         self._failure: BaseException | None = None
         self._loaded = threading.Event()
+        self._met = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -106,6 +107,10 @@ class Follower:
         if loop is not None and task is not None and self._thread is not None and self._thread.is_alive():
             loop.call_soon_threadsafe(task.cancel)
             self._thread.join(timeout_s)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether what was named is enforced, now or within `timeout_s`. Callable from any thread but its own."""
+        return self._met.wait(timeout_s)
 
     def expect(self, standing: Standing | None) -> None:
         """Says what is in force now. Callable from any thread after `start`; `on_followed` gets the answer."""
@@ -198,6 +203,10 @@ class Follower:
 
     def _tell(self, followed: Followed) -> None:
         self.last = followed
+        if followed.problem:
+            self._met.clear()
+        else:
+            self._met.set()
         self._on_followed(followed)
 
     async def _audit(self, updater: Updater) -> None:
