@@ -43,6 +43,8 @@ def canonical_host(raw: str) -> str:
         host = host[:-1]
     if not _LDH.match(host):
         raise HostError(_why_not(host))
+    if "xn--" in host and (fake := _fake_a_label(host)) is not None:
+        raise HostError(f"{fake[:MAX_LABEL]} stands for no internationalised name (a fake A-label)")
     last = host.rpartition(".")[2]
     if last[0].isdigit() and _NUMBER.match(last):
         return _ipv4(host)
@@ -111,13 +113,31 @@ def _a_label(label: str) -> str:
         raise HostError("the host uses characters that stand for others (full-width or composed forms)")
     try:
         return idna.alabel(label).decode("ascii")
-    except idna.IDNAError:
+    except UnicodeError:  # IDNAError among them
         # IDNA 2008 knows no symbols, registries sell them all the same: they have one A-label, too.
         if all(
-            (c.isascii() and (c.isalnum() or c in "_-")) or unicodedata.category(c) == "So" for c in label
+            (c.isascii() and (c.isalnum() or c in "_-")) or unicodedata.category(c) in {"So", "Sk"}
+            for c in label
         ):
             return "xn--" + label.encode("punycode").decode("ascii")
         raise HostError("the host is not a valid internationalised name (IDNA 2008)") from None
+
+
+@lru_cache(maxsize=4096)
+def _fake_a_label(host: str) -> str | None:
+    """The first A-label that is not what its Unicode form encodes to (RFC 5890, 2.3.2.1).
+
+    Of such a label readers differ: `xn--example-` is `example` to some, and nothing to others.
+    """
+    for label in host.split("."):
+        if label.startswith("xn--"):
+            try:
+                shown = label[4:].encode("ascii").decode("punycode")
+                if shown.isascii() or _a_label(shown.lower()) != label:
+                    return label
+            except ValueError:  # UnicodeError and HostError are both
+                return label
+    return None
 
 
 def _why_not(host: str) -> str:

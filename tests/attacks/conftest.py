@@ -1,4 +1,4 @@
-"""The whole data path in this process: door, engine, guard and policy; attackers and upstreams are raw sockets."""
+"""The whole data path in this process (`rig`), or as running processes (`world`); attackers and upstreams are raw sockets."""
 
 import asyncio
 import time
@@ -20,6 +20,7 @@ from edgeguard.policy.engine import Engine as PolicyEngine
 from edgeguard.policy.source import load_sources
 from edgeguard.policy.tables import Tables
 from edgeguard.settings import Identity
+from tests.attacks.world import WAYS, World
 
 with warnings.catch_warnings():
     # mitmproxy calls pyparsing by names that pyparsing has renamed.
@@ -145,6 +146,20 @@ async def rig(tmp_path: Path, door: str) -> AsyncIterator[Rig]:
         yield rig
     finally:
         await rig.stop()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Both ways in, running."""
+    with World(tmp_path_factory.mktemp("world")) as running:
+        yield running
+        assert running.trouble() == ""
+
+
+@pytest.fixture(params=WAYS)
+def node(request, world):
+    """The front door's process, and the plain addon's."""
+    return world.nodes[request.param]
 
 
 __all__ = ["Rig", "read_response"]

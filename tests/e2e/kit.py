@@ -106,11 +106,13 @@ class Recorder:
 
     Attributes:
         connections: Accepted connections.
+        peers: Where each of them came from.
         requests: (method, Host, path) of each request.
     """
 
     def __init__(self, certificate: Path, files: Path) -> None:
         self.connections = 0
+        self.peers: set[tuple[str, int]] = set()
         self.requests: list[tuple[str, str, str]] = []
         self.files = files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -126,6 +128,7 @@ class Recorder:
 
             def process_request(self, request, client_address):
                 recorder.connections += 1
+                recorder.peers.add(client_address)
                 super().process_request(request, client_address)
 
             def handle_error(self, request, client_address):

@@ -40,6 +40,8 @@ NONE = {
     "attack-H12-two-dots": "allowed.test..",
     "attack-H12-leading": ".allowed.test",
     "attack-H12-inner": "allowed..test",
+    "attack-H12-fake-a-label": "xn--allowed-.test",
+    "attack-H12-upper-a-label": "xn--t-hea.test",
     "attack-H12-ideographic-dot": "allowed。test",
     "attack-H17": "attacker.example\x00.google.com",
     "attack-H18": "example.com\r\nHost: x",
