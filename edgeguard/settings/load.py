@@ -52,7 +52,11 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     Relative paths in the file are relative to the file's folder. `environ` is where secrets of
     the form `{ env = "NAME" }` come from. Raises SettingsError.
     """
-    text = _read(path)
+    return parse_settings(read_file(path), path, environ)
+
+
+def parse_settings(text: str, path: Path, environ: Mapping[str, str]) -> Settings:
+    """As `load_settings`, of a text that was read from `path` before. Raises SettingsError."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -94,7 +98,8 @@ def known_keys() -> dict[str, tuple[type[BaseModel], str]]:
     return found
 
 
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """The text of a configuration file. Raises SettingsError."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -545,6 +545,8 @@ class Settings(Section):
 
     environment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     """Environment whose bundles this node accepts. `dev` accepts published test keys, on loopback only."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that serve the same doors, under one supervisor. With more than one, `connections`, `tunnels` and `tunnels_per_client` of `[bounds]` are shared out evenly, rate limits of scope `process` hold for each worker alone, and each worker writes a decision log of its own: `decisions.jsonl` becomes `decisions.1.jsonl` and so on."""
     listen: Listen = Listen()
     """Where clients connect."""
     trust: Trust = Trust()
