@@ -11,7 +11,7 @@ from typing import Self
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.guard import Facts, Verdict
-from edgeguard.identity.clients import CredentialsInvalid
+from edgeguard.identity.clients import CredentialsInvalid, Proof
 from edgeguard.policy.decision import Decision, Lane
 from edgeguard.policy.names import HostError, canonical_host, split_authority
 from edgeguard.policy.reasons import Reason
@@ -58,7 +58,9 @@ class FakeGuard:
         if name in self.raise_in:
             raise RuntimeError(f"{name} was told to raise")
 
-    def identify(self, peer: str | None, proxy_authorization: Sequence[str] = ()) -> Client:
+    def identify(
+        self, peer: str | None, proxy_authorization: Sequence[str] = (), proof: Proof | None = None
+    ) -> Client:
         self._trip("identify")
         if not proxy_authorization:
             return self.client

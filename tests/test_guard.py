@@ -56,7 +56,7 @@ class FakeLog:
 
 
 class FakeClients:
-    def identify(self, peer: str | None, proxy_authorization: Sequence[str]) -> Client:
+    def identify(self, peer: str | None, proxy_authorization: Sequence[str], proof=None) -> Client:
         return CLIENT
 
 

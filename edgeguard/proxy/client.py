@@ -6,16 +6,19 @@ tunnel's place, an upstream connection, a task) is given back on every way out.
 """
 
 import asyncio
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from edgeguard.guard import Facts, Verdict
+from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import UNKNOWN_CLIENT
+from edgeguard.policy.request import UNKNOWN_CLIENT, Client
 from edgeguard.proxy.clienthello import ACCESS_DENIED
 from edgeguard.proxy.door import Door
+from edgeguard.proxy.origin import Origin
 from edgeguard.proxy.replies import render
 from edgeguard.proxy.upstream import Upstream
 
@@ -32,7 +35,10 @@ GONE: Final = 4
 
 
 class ClientSide(asyncio.Protocol):
-    """A client connection until a lane takes it over, or its refusal has been read."""
+    """A client connection until a lane takes it over, or its refusal has been read.
+
+    With an `origin` the connection was accepted, and counted, in our own loop (`accepting.py`).
+    """
 
     __slots__ = (
         "_accept",
@@ -44,6 +50,7 @@ class ClientSide(asyncio.Protocol):
         "_id",
         "_instance",
         "_key",
+        "_origin",
         "_peer",
         "_phase",
         "_scanned",
@@ -56,10 +63,11 @@ class ClientSide(asyncio.Protocol):
         "verdict",
     )
 
-    def __init__(self, door: Door, instance: ServerInstance[Any]) -> None:
+    def __init__(self, door: Door, instance: ServerInstance[Any], origin: Origin | None = None) -> None:
         # Nothing here may raise: the event loop would leave the client hanging.
         self._door = door
         self._instance = instance
+        self._origin = origin
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._phase = HEAD
         self._buffer = b""
@@ -84,13 +92,16 @@ class ClientSide(asyncio.Protocol):
         transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
         door = self._door
         self._transport = transport
-        door.connections += 1
+        if self._origin is None:
+            door.connections += 1
+            peer = transport.get_extra_info("peername")
+            self._peer = peer[0] if isinstance(peer, tuple) else None
+        else:
+            self._peer = self._origin.address
         if door.connections > door.bounds.connections or door.draining:
             door.turned_away += 1
             transport.abort()
             return
-        peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if isinstance(peer, tuple) else None
         self._id = door.connection_id()
         self.deadline = door.now + door.head_s
         door.phases.add(self)
@@ -138,6 +149,15 @@ class ClientSide(asyncio.Protocol):
         if self._key is not None:
             door.release(self._key)
             self._key = None
+
+    def _identify(self, credentials: Sequence[str] = ()) -> Client | None:
+        """Who asks; None for credentials that are wrong."""
+        origin = self._origin
+        proof = None if origin is None else origin.proof
+        try:
+            return self._door.guard.identify(self._peer, credentials, proof)
+        except CredentialsInvalid:
+            return None
 
     # What the phases do
 

@@ -6,9 +6,8 @@ else comes (origin form, HTTP/2 with prior knowledge, TLS, noise) is refused.
 """
 
 from edgeguard.guard import Facts
-from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import UNKNOWN_CLIENT, Client
+from edgeguard.policy.request import UNKNOWN_CLIENT
 from edgeguard.proxy.heads import Claim, Head, HeadError, head_end, is_absolute, parse_head
 from edgeguard.proxy.opening import Opening
 from edgeguard.proxy.passages import Passage
@@ -38,16 +37,9 @@ class Front(Opening):
         else:
             self._forward(head)
 
-    def _identify(self, head: Head) -> Client | None:
-        """Who asks; None for credentials that are wrong."""
-        try:
-            return self._door.guard.identify(self._peer, head.values("proxy-authorization"))
-        except CredentialsInvalid:
-            return None
-
     def _connect(self, head: Head, claim: Claim) -> None:
         guard = self._door.guard
-        client = self._identify(head)
+        client = self._identify(head.values("proxy-authorization"))
         facts = Facts(
             self._id,
             client or UNKNOWN_CLIENT,
@@ -75,7 +67,7 @@ class Front(Opening):
         """A request that is no CONNECT: the addon judges it, and each that follows on this connection."""
         guard = self._door.guard
         self._remember_accept(head)
-        client = self._identify(head)
+        client = self._identify(head.values("proxy-authorization"))
         if not is_absolute(head.target) or client is None:
             hosts = head.values("host")
             facts = Facts(
@@ -90,7 +82,7 @@ class Front(Opening):
             self._reply(guard.refuse(guard.judge(facts), Reason.CAPACITY_EXCEEDED))
             return
         self._key = key
-        self._hand_over(Passage(self._id, client), None, None)
+        self._hand_over(Passage(self._id, client, origin=self._origin), None, None)
 
     def _remember_accept(self, head: Head) -> None:
         self._accept = ", ".join(head.values("accept"))

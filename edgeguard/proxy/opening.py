@@ -86,6 +86,8 @@ class Opening(ClientSide):
         if self._generation != door.generation:
             verdict = self._judge(verdict.facts)
         verdict = guard.admit(verdict, addresses)
+        if verdict.allow and not self._fits(verdict):
+            return guard.refuse(verdict, Reason.MISDIRECTED_REQUEST)
         if verdict.allow:
             addresses = door.dialer.permitted(verdict.addresses, verdict.port)
             if not addresses:
@@ -105,6 +107,14 @@ class Opening(ClientSide):
         self.verdict = verdict._replace(addresses=(self._address,))
         return None
 
+    def _fits(self, verdict: Verdict) -> bool:
+        """Whether the door has nothing against these addresses."""
+        return True
+
+    def _grant(self) -> None:
+        """Tells the client that the way is open."""
+        self._transport.write(ESTABLISHED)
+
     def _established(self) -> None:
         back, verdict = self._back, self.verdict
         assert verdict is not None  # noqa: S101 - for the type checker
@@ -115,7 +125,7 @@ class Opening(ClientSide):
             back.watcher = self
         self._phase = HELLO
         self.deadline = self._door.now + self._door.hello_s
-        self._transport.write(ESTABLISHED)
+        self._grant()
         self._transport.resume_reading()
         if verdict.facts.protocol == "tcp":
             self._relay()

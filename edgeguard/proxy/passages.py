@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edgeguard.policy.request import Client
+from edgeguard.proxy.origin import Origin
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class Passage:
     port: int | None = None
     sni: str | None = None
     """Canonical SNI of the ClientHello, once read; None when the form without SNI is the expected one."""
+    origin: Origin | None = None
+    """Where the connection comes from, if its transport does not tell."""
     grants: set[tuple[str, int]] = field(default_factory=set)
     """(canonical address, port) pairs that may be dialled."""
 

@@ -62,7 +62,7 @@ class ScriptedGuard:
     def subscribe(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
 
-    def identify(self, peer: str | None, credentials=()) -> Client:
+    def identify(self, peer: str | None, credentials=(), proof=None) -> Client:
         self._trip("identify")
         if credentials and credentials[0] != "Bearer good":
             raise CredentialsInvalid
