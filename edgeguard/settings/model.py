@@ -38,6 +38,7 @@ from edgeguard.settings.values import (
     server,
     split_address,
     unix_path,
+    web_url,
 )
 
 
@@ -402,6 +403,17 @@ class Upstream(Section):
     """Certificate authorities for upstreams (PEM). Unset: certifi's, never the image's store."""
 
 
+class Replies(Section):
+    """What refusals tell people, besides the reason."""
+
+    help_url: Annotated[str, AfterValidator(web_url)] = ""
+    """Where people find help. Problem types are fragments of it."""
+    verify_url: Annotated[str, AfterValidator(web_url)] = ""
+    """Where a person can show their age: a link on the page of an age gate."""
+    blocked_by: Annotated[str, AfterValidator(web_url)] = ""
+    """Who blocks, in the `Link` of a 451 (RFC 7725). Empty: `help_url`."""
+
+
 class Interception(Section):
     """Inspecting TLS where the policy needs it."""
 
@@ -545,10 +557,10 @@ class Settings(Section):
 
     environment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     """Environment whose bundles this node accepts. `dev` accepts published test keys, on loopback only."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that serve the same doors, under one supervisor. With more than one, `connections`, `tunnels` and `tunnels_per_client` of `[bounds]` are shared out evenly, rate limits of scope `process` hold for each worker alone, and each worker writes a decision log of its own: `decisions.jsonl` becomes `decisions.1.jsonl` and so on."""
     listen: Listen = Listen()
     """Where clients connect."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that serve the same doors, under one supervisor. With more than one, `connections`, `tunnels` and `tunnels_per_client` of `[bounds]` are shared out evenly, rate limits of scope `process` hold for each worker alone, and each worker writes a decision log of its own: `decisions.jsonl` becomes `decisions.1.jsonl` and so on."""
     trust: Trust = Trust()
     """Whose signatures count, and where the proof is kept."""
     sync: Sync = Sync()
@@ -561,6 +573,8 @@ class Settings(Section):
     """How names become addresses."""
     upstream: Upstream = Upstream()
     """How upstream servers are verified."""
+    replies: Replies = Replies()
+    """What refusals tell people, besides the reason."""
     interception: Interception = Interception()
     """Inspecting TLS where the policy needs it."""
     evidence: Evidence = Evidence()
