@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from edgeguard.policy.paths import PathError, query_readings
+
 type Fields = tuple[tuple[bytes, bytes], ...]
 
 _HOP_BY_HOP: Final = frozenset({
@@ -23,17 +25,60 @@ _HOP_BY_HOP: Final = frozenset({
     b"trailer",
     b"upgrade",
 })  # fmt: skip
-_REWRITES: Final = frozenset({b"x-original-url", b"x-rewrite-url"})
-"""Some origins serve this path instead of the one that was judged."""
+_REWRITES: Final = frozenset({
+    b"x-backend-host",
+    b"x-forwarded-host",
+    b"x-forwarded-path",
+    b"x-forwarded-prefix",
+    b"x-forwarded-server",
+    b"x-forwarded-uri",
+    b"x-host",
+    b"x-http-destinationurl",
+    b"x-http-host-override",
+    b"x-original-host",
+    b"x-original-uri",
+    b"x-original-url",
+    b"x-override-url",
+    b"x-rewrite-url",
+})  # fmt: skip
+"""Some origins serve this host or path instead of the one that was judged."""
+_EXTENSIONS: Final = b"sec-websocket-extensions"
+"""Frames are read only as RFC 6455 has them, so no extension is negotiated."""
 _OVERRIDES: Final = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+_QUERY_OVERRIDES: Final = frozenset(
+    {"-method", "-httpmethod", "x-http-method", "x-http-method-override", "x-method-override", "http-method"}
+)
 _FRAMING: Final = frozenset({b"content-length", b"host", b"transfer-encoding"})
 _AROUND: Final = frozenset({b"alt-svc", b"alternate-protocol"})
+_CACHING: Final = frozenset({b"age", b"cache-control", b"expires", b"pragma", b"surrogate-control"})
+_TARGETED: Final = b"cdn-cache-control"
+"""RFC 9213: fields for one kind of cache, like `CDN-Cache-Control`."""
 _LISTS: Final = frozenset({b"connection", b"upgrade"})
 _READ: Final = _FRAMING | _OVERRIDES | _LISTS | {b"proxy-authorization", b"accept"}
-_DROPPED: Final = _HOP_BY_HOP | _REWRITES
+_DROPPED: Final = _HOP_BY_HOP | _REWRITES | {_EXTENSIONS}
+_NEVER_TRAILERS: Final = frozenset({
+    b"age",
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-range",
+    b"content-type",
+    b"cookie",
+    b"date",
+    b"expires",
+    b"location",
+    b"retry-after",
+    b"set-cookie",
+    b"vary",
+    b"warning",
+    b"www-authenticate",
+})  # fmt: skip
+"""What is read from the head, and never from behind a body (RFC 9110, 6.5.1)."""
 _OURS: Final = b"edgeguard-"
 _UPGRADING: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 _LONGEST_CACHED_NAME: Final = 64
+_LONGEST_LENGTH: Final = 18
+"""Digits. A longer one overflows in some servers, and means another body there."""
 
 
 class Scan(NamedTuple):
@@ -97,6 +142,8 @@ def scan_request(fields: Fields, user_header: bytes, plain: Collection[bytes] = 
                 found.setdefault(folded, []).append(value)
             elif folded in _FRAMING:
                 fault = "a field name is an alias of one that frames or routes the message"
+        if folded == b"content-length" and len(value) > _LONGEST_LENGTH:
+            fault = "a length beyond 64 bits"
         if b"\r" in value or b"\n" in value or b"\0" in value:
             fault = "a field value is folded or holds a control character"
         if folded in plain:
@@ -133,12 +180,31 @@ def scan_request(fields: Fields, user_header: bytes, plain: Collection[bytes] = 
     )
 
 
-def clean_response(fields: Fields, *, switching: bool = False) -> Fields:
+def overrides_in(target: str) -> tuple[str, ...]:
+    """Methods that some frameworks would take from the query instead of the request's own, like `?_method=DELETE`."""
+    query = target.partition("?")[2]
+    if not query or ("%" not in query and "method" not in query.lower()):
+        return ()
+    try:
+        found = [field for reading in query_readings(target) for field in reading]
+    except PathError:
+        return ()  # the engine refuses it where it matters
+    return tuple(
+        dict.fromkeys(
+            value
+            for key, value in found
+            if value and key.lower().replace("_", "-") in _QUERY_OVERRIDES
+        )
+    )
+
+
+def clean_response(fields: Fields, status: int) -> Fields:
     """The fields of a response that may reach the client.
 
     Args:
         fields: (name, value) pairs as received.
-        switching: A 101 that was asked for keeps `Connection: Upgrade`.
+        status: Of the response. A 101 that was asked for keeps `Connection: Upgrade`; a 204 loses its length
+            and a 304 its coding, since some clients would wait for a body (RFC 9110, 15.3.5 and 8.6).
     """
     listed: set[bytes] = set()
     for name, value in fields:
@@ -153,9 +219,33 @@ def clean_response(fields: Fields, *, switching: bool = False) -> Fields:
         and folded not in listed
         and not folded.startswith(_OURS)
     ]
-    if switching:
+    if status == 101:
         kept += _UPGRADING
+    elif status in _BODILESS:
+        kept = [field for field in kept if fold(field[0]) != _BODILESS[status]]
     return tuple(kept)
+
+
+_BODILESS: Final = {204: b"content-length", 304: b"transfer-encoding"}
+
+
+def clean_trailers(fields: Fields) -> Fields:
+    """The trailers of an answer that may reach the client: nothing that frames, routes, controls or authenticates."""
+    never = _HOP_BY_HOP | _AROUND | _FRAMING | _NEVER_TRAILERS
+    return tuple(
+        field for field in fields if (folded := fold(field[0])) not in never and not folded.startswith(_OURS)
+    )
+
+
+def unshared(fields: Fields) -> Fields:
+    """The fields of a response that no cache may keep: what one person was old enough for, the next may not be.
+
+    RFC 9111, 5.2.2; the other fields are what caches of delivery networks look at first.
+    """
+    kept = [
+        field for field in fields if fold(field[0]) not in _CACHING and not fold(field[0]).endswith(_TARGETED)
+    ]
+    return (*kept, (b"Cache-Control", b"private, no-store"))
 
 
 def with_host(fields: Fields, host: str, port: int, default_port: int) -> Fields:

@@ -6,7 +6,6 @@ named items of draft-ietf-httpapi-ratelimit-headers-10; 451 is RFC 7725. A reply
 the rule, the decision and the bundle, and nothing else of the policy.
 """
 
-import html
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 from edgeguard.policy.decision import Required
 from edgeguard.policy.reasons import Reason
+from edgeguard.proxy.page import Links, Refusal, page
 
 _NS: Final = 1_000_000_000
 _PROBLEMS: Final = "https://iana.org/assignments/http-problem-types"
@@ -31,6 +31,9 @@ class Form(NamedTuple):
     """One sentence for a person, without policy detail. `{target}` is host:port."""
 
 
+NOWHERE: Final = Links()
+UNNAMED: Final = "urn:edgeguard:unnamed"
+"""Stands for who blocks where the configuration names nobody: RFC 7725 asks for the link all the same."""
 _DENIED: Final = "http_request_denied"
 FORMS: Final[Mapping[Reason, Form]] = MappingProxyType({
     Reason.MALFORMED_REQUEST: Form(400, "http_request_error", "The request is malformed or ambiguous, so it was not judged."),
@@ -115,7 +118,7 @@ def render(
     *,
     accept: str = "",
     http_version: str = "1.1",
-    help_url: str | None = None,
+    links: Links = NOWHERE,
     challenge: str | None = None,
     status: int | None = None,
     close: bool = True,
@@ -126,7 +129,7 @@ def render(
         verdict: The refusal. One without a reason reads as `internal_error`.
         accept: The request's `Accept` value; `text/html` in it gives a page instead of JSON.
         http_version: "1.0", "1.1" or "2"; HTTP/2 has no `Connection` field (RFC 9113, 8.2.2).
-        help_url: Where people find help; also the base of the problem type.
+        links: Where the answer leads.
         challenge: Value of `Proxy-Authenticate`. With it an unknown client reads 407.
         status: Another status than the reason's own, such as 431 or 504.
         close: Whether an HTTP/1 connection ends after this reply.
@@ -140,14 +143,13 @@ def render(
         headers.append(("Proxy-Authenticate", challenge))
     elif verdict.required is not None and verdict.required.legal_demand:
         code = 451
-        if help_url:
-            headers.append(("Link", f'<{help_url}>; rel="blocked-by"'))
+        headers.append(("Link", f'<{links.blocked_by or links.help or UNNAMED}>; rel="blocked-by"'))
     text = form.text.format(target=_target(verdict))
     if wants_html(accept):
-        kind, body = "text/html; charset=utf-8", _page(verdict, reason, code, text, help_url)
+        kind, body = "text/html; charset=utf-8", _page(verdict, reason, code, text, links)
         headers.append(("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"))
     else:
-        kind, body = "application/problem+json", _problem(verdict, reason, code, text, help_url)
+        kind, body = "application/problem+json", _problem(verdict, reason, code, text, links)
     headers[:0] = [("Content-Type", kind), ("Content-Length", str(len(body)))]
     headers += [
         ("Cache-Control", "no-store"),
@@ -203,9 +205,9 @@ def _retry_after(verdict: VerdictView, reason: Reason) -> int | None:
     return max(1, _ceil_s(int(wait * (1 + spread) * _NS)))
 
 
-def _problem(verdict: VerdictView, reason: Reason, code: int, text: str, help_url: str | None) -> bytes:
+def _problem(verdict: VerdictView, reason: Reason, code: int, text: str, links: Links) -> bytes:
     """The problem+json document. `about:blank` says that the title is the status phrase (RFC 9457, 4.2.1)."""
-    kind = f"{help_url}#{reason.value}" if help_url else "about:blank"
+    kind = f"{links.help}#{reason.value}" if links.help else "about:blank"
     if reason is Reason.RATE_LIMITED:
         kind = f"{_PROBLEMS}#quota-exceeded"
     elif reason is Reason.CAPACITY_EXCEEDED:
@@ -221,12 +223,15 @@ def _problem(verdict: VerdictView, reason: Reason, code: int, text: str, help_ur
         "bundle": verdict.bundle_id,
     }
     if verdict.required is not None:
-        document["required"] = {
+        required: dict[str, object] = {
             "gate": verdict.required.gate,
             "age": verdict.required.age,
             "assurance": verdict.required.assurance.name.lower() if verdict.required.assurance else None,
             "legal_ref": verdict.required.legal_ref,
         }
+        if links.verify:
+            required["verify"] = links.verify
+        document["required"] = required
     if reason is Reason.RATE_LIMITED:
         document["violated-policies"] = [
             f"edgeguard-{s.limit}" for s in verdict.limit_states if s.remaining <= 0
@@ -234,54 +239,9 @@ def _problem(verdict: VerdictView, reason: Reason, code: int, text: str, help_ur
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-_PAGE: Final = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="robots" content="noindex">
-<title>{phrase}</title>
-<style>
-:root {{ color-scheme: light dark; --text: #1c1f23; --soft: #5a626b; --ground: #f6f7f8; --card: #fff; --line: #d9dde1; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --text: #e7e9ec; --soft: #a3abb4; --ground: #15181b; --card: #1e2226; --line: #363c42; }}
-}}
-body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: var(--ground); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif; }}
-main {{ max-width: 34rem; margin: 1rem; padding: 2rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }}
-h1 {{ margin: 0 0 .75rem; font-size: 1.35rem; line-height: 1.25; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; margin: 1.5rem 0 0; padding-top: 1.25rem;
-  border-top: 1px solid var(--line); }}
-dt {{ color: var(--soft); }}
-dd {{ margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: .9rem; }}
-p {{ margin: 0; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<main>
-<h1>{code} {phrase}</h1>
-<p>{text}</p>
-<dl>
-{rows}
-</dl>
-</main>
-</body>
-</html>
-"""
-
-
-def _page(verdict: VerdictView, reason: Reason, code: int, text: str, help_url: str | None) -> bytes:
-    """The same for people. Everything that came from outside is escaped; there are no scripts."""
-    rows = [("Reason", reason.value), ("Rule", verdict.rule), ("Decision", verdict.id)]
-    if verdict.required is not None:
-        rows.append(("Required age", str(verdict.required.age)))
-    lines = [f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in rows if value]
-    if help_url:
-        lines.append(f'<dt>Help</dt><dd><a href="{html.escape(help_url)}">{html.escape(help_url)}</a></dd>')
-    phrase = html.escape(HTTPStatus(code).phrase)
-    page = _PAGE.format(code=code, phrase=phrase, text=html.escape(text), rows="\n".join(lines))
-    return page.encode()
+def _page(verdict: VerdictView, reason: Reason, code: int, text: str, links: Links) -> bytes:
+    phrase = HTTPStatus(code).phrase
+    return page(Refusal(code, phrase, text, reason, verdict.id, verdict.rule, verdict.required), links)
 
 
 def _target(verdict: VerdictView) -> str:

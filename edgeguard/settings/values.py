@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
@@ -95,6 +96,15 @@ def _ip(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError(f'{text!r} is not an IP address; write one like "192.0.2.7"') from None
+
+
+def web_url(text: str) -> str:
+    """An http or https address that can stand in a header and a page; empty for none. Raises ValueError."""
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and not set(text) & set(' "<>\\')
+    if text and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or not plain):
+        raise ValueError(f'{text!r} is not a web address; write one like "https://help.example.com/proxy"')
+    return text
 
 
 def header_name(text: str) -> str:

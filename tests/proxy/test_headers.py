@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard.proxy.headers import clean_response, fold, scan_request, with_host
+from edgeguard.proxy.headers import clean_response, fold, scan_request, unshared, with_host
 
 USER = b"edgeguard-user"
 
@@ -22,7 +22,7 @@ def test_a_scan_never_fails_and_keeps_only_what_came(fields):
     for name, _ in set(scan.fields) - added:
         assert not fold(name).startswith(b"edgeguard-")
         assert fold(name) not in {b"proxy-authorization", b"te", b"trailer", b"keep-alive"}
-    clean_response(tuple(fields))
+    clean_response(tuple(fields), 200)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,15 @@ def test_plain_fields_are_collected_under_their_exact_names_and_never_sent_on():
     scan = scan_request(fields, USER, frozenset({b"x-user-age"}))
     assert scan.plain == (("x-user-age", "30"),)
     assert scan.fields == ((b"X-Other", b"1"),)
+
+
+def test_no_cache_keeps_what_a_gate_let_through():
+    fields = (
+        (b"Cache-Control", b"public, max-age=600"),
+        (b"Expires", b"Thu, 01 Jan 2032 00:00:00 GMT"),
+        (b"Surrogate-Control", b"max-age=600"),
+        (b"CDN-Cache-Control", b"max-age=600"),
+        (b"Acme-CDN-Cache-Control", b"max-age=600"),
+        (b"ETag", b"x"),
+    )
+    assert unshared(fields) == ((b"ETag", b"x"), (b"Cache-Control", b"private, no-store"))

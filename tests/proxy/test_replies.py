@@ -10,6 +10,7 @@ import pytest
 from edgeguard.policy.decision import Required
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Assurance
+from edgeguard.proxy.page import Links
 from edgeguard.proxy.replies import FORMS, limit_headers, render, wants_html
 
 
@@ -99,7 +100,8 @@ def test_an_age_gate_says_what_it_needs():
 def test_a_legal_demand_reads_451_and_names_who_blocks():
     required = Required("gate", 18, None, None, legal_demand=True)
     code, headers, _ = render(
-        Verdict(Reason.AGE_VERIFICATION_REQUIRED, required=required), help_url="https://help.example/"
+        Verdict(Reason.AGE_VERIFICATION_REQUIRED, required=required),
+        links=Links(help="https://help.example/"),
     )
     assert code == 451
     assert dict(headers)["Link"] == '<https://help.example/>; rel="blocked-by"'
@@ -167,7 +169,7 @@ def test_wants_html(accept, expected):
 
 def test_the_page_escapes_and_runs_nothing():
     verdict = Verdict(rule="<b>r</b>", host="<script>alert(1)</script>")
-    _, headers, body = render(verdict, accept="text/html", help_url='https://h.example/"x')
+    _, headers, body = render(verdict, accept="text/html", links=Links(help='https://h.example/"x'))
     page = body.decode()
     assert dict(headers)["Content-Type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in dict(headers)["Content-Security-Policy"]
@@ -208,3 +210,50 @@ def test_head_has_the_length_and_no_body():
 def test_another_status_for_the_same_reason():
     code, _, body = render(Verdict(Reason.UPSTREAM_UNREACHABLE), status=504)
     assert code == json.loads(body)["status"] == 504
+
+
+GATE = Required("eu-adult", 18, Assurance.ESTIMATED, "Directive <2010/13/EU>", False)
+
+
+@pytest.mark.parametrize(
+    ("reason", "says", "offers"),
+    [
+        (Reason.AGE_VERIFICATION_REQUIRED, "No proof that you are 18 or older", True),
+        (Reason.AGE_TOKEN_INVALID, "was not accepted", True),
+        (Reason.AGE_BELOW_MINIMUM, "somebody younger than 18", False),
+    ],
+)
+def test_the_page_of_a_gate_says_what_why_and_where(reason, says, offers):
+    links = Links("https://help.example/", "https://age.example/start?a=1&b=2")
+    code, _, body = render(Verdict(reason, rule="eu-adult", required=GATE), accept="text/html", links=links)
+    page = body.decode()
+    assert code == 403
+    assert says in page
+    assert "<h1>You have to be 18 or older to see this</h1>" in page
+    assert "an estimate by an age check service, or anything stronger" in page
+    assert "Directive &lt;2010/13/EU&gt;" in page
+    assert "0198c0de" in page
+    assert ('href="https://age.example/start?a=1&amp;b=2"' in page) is offers
+    assert "<script" not in page
+
+
+def test_programs_learn_where_to_verify():
+    links = Links(verify="https://age.example/")
+    _, _, body = render(Verdict(Reason.AGE_VERIFICATION_REQUIRED, required=GATE), links=links)
+    assert json.loads(body)["required"]["verify"] == "https://age.example/"
+
+
+@pytest.mark.parametrize(
+    ("links", "target"),
+    [
+        (Links("https://help.example/", blocked_by="https://who.example/"), "https://who.example/"),
+        (Links("https://help.example/"), "https://help.example/"),
+        (Links(), "urn:edgeguard:unnamed"),
+    ],
+    ids=["named", "help", "nobody"],
+)
+def test_a_451_always_names_who_blocks(links, target):
+    demanded = GATE._replace(legal_demand=True)
+    code, headers, _ = render(Verdict(Reason.AGE_VERIFICATION_REQUIRED, required=demanded), links=links)
+    assert code == 451
+    assert ("Link", f'<{target}>; rel="blocked-by"') in headers
