@@ -38,7 +38,6 @@ class Front(Opening):
             self._forward(head)
 
     def _connect(self, head: Head, claim: Claim) -> None:
-        guard = self._door.guard
         client = self._identify(head.values("proxy-authorization"))
         facts = Facts(
             self._id,
@@ -49,19 +48,10 @@ class Front(Opening):
             tokens=tuple(head.values(self._door.user_header)),
             plain=tuple((name, value) for name in self._door.plain_headers for value in head.values(name)),
         )
-        verdict = self._judge(facts)
-        if client is None:
-            verdict = guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
-        elif not verdict.allow:
-            verdict = guard.settle(verdict)
-        elif (key := self._door.take(client)) is None:
-            verdict = guard.refuse(verdict, Reason.CAPACITY_EXCEEDED)
-        else:
-            self._key = key
-            self._begin(verdict)
-            return
-        self._remember_accept(head)
-        self._reply(verdict)
+        refused = self._enter(self._judge(facts), client)
+        if refused is not None:
+            self._remember_accept(head)
+            self._reply(refused)
 
     def _forward(self, head: Head) -> None:
         """A request that is no CONNECT: the addon judges it, and each that follows on this connection."""

@@ -13,7 +13,7 @@ from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import is_address
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import Protocol
+from edgeguard.policy.request import Client, Protocol
 from edgeguard.proxy.client import HELLO, OPENING, ClientSide
 from edgeguard.proxy.clienthello import Hello, HelloError, NotTLSError, read_hello
 from edgeguard.proxy.dial import DialError
@@ -48,6 +48,23 @@ class Opening(ClientSide):
                 if other.allow:
                     return other
         return verdict
+
+    def _enter(self, verdict: Verdict, client: Client | None) -> Verdict | None:
+        """Begins what a verdict allows, in a tunnel's place; otherwise the refusal, which is on record.
+
+        `client` is None where credentials were wrong.
+        """
+        guard = self._door.guard
+        if client is None:
+            return guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
+        if not verdict.allow:
+            return guard.settle(verdict)
+        key = self._door.take(client)
+        if key is None:
+            return guard.refuse(verdict, Reason.CAPACITY_EXCEEDED)
+        self._key = key
+        self._begin(verdict)
+        return None
 
     def _begin(self, verdict: Verdict) -> None:
         door = self._door
