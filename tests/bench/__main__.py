@@ -14,6 +14,7 @@ from tests.bench.run import Run
 
 SUBJECTS = {
     "decision": "decision",
+    "age": "age",
     "limit": "limit",
     "evidence": "evidence",
     "bundle": "bundle",
