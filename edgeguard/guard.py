@@ -6,7 +6,8 @@ is where failing closed is made certain: whatever raises while a verdict is made
 `internal_error`, and a verdict that cannot be recorded becomes `capacity_exceeded`.
 
 The way of a verdict: `judge` (names and policy) → the adapter resolves → `admit` (addresses) →
-`settle` (limits, record). Only a settled allow may be acted on; a refusal is settled too, which is
+`reserve` (limits that are counted elsewhere; seldom) → `settle` (limits, record). Only a settled
+allow may be acted on; a refusal is settled too, which is
 what records it.
 """
 
@@ -15,7 +16,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv6Network
 from typing import Final, Literal, NamedTuple, Self
@@ -26,7 +27,7 @@ from edgeguard.evidence.record import Record, age_band, split_target
 from edgeguard.identity.clients import ClientDirectory, Proof
 from edgeguard.identity.plain import PlainReader
 from edgeguard.identity.tokens import TokenReader
-from edgeguard.limits.process import LimitState, ProcessLimiter, Taken
+from edgeguard.limits.taken import Limiter, LimitState, Taken, Ticket
 from edgeguard.policy.addresses import WELL_KNOWN, AddressClass, classify
 from edgeguard.policy.decision import Decision, Lane, LimitHit, Required
 from edgeguard.policy.engine import Engine
@@ -40,6 +41,8 @@ DEADLINE_TICK_S: Final = 1.0
 """The deadline timer runs on a clock that stands still in suspend, so it never sleeps longer than this."""
 
 
+MAX_REJUDGED: Final = 3
+"""How often the policy may change while one request waits for its limits."""
 ESSENTIALS: Final = "essentials"
 """What stands for the rule when a closed node lets something through that its configuration and root list."""
 
@@ -97,6 +100,10 @@ class Verdict(NamedTuple):
     """What `admit` was asked about: the evidence of an address that was refused."""
     taken: Taken | None = None
     """What the limits said, after `settle`."""
+    ticket: Ticket | None = None
+    """What was awaited for the limits, between `reserve` and `settle`."""
+    aliases: tuple[str, ...] = ()
+    """Canonical names that the host is an alias of, as far as the resolver saw them."""
 
     @property
     def allow(self) -> bool:
@@ -191,7 +198,7 @@ class Guard:
 
     Args:
         clients: Who owns a connection.
-        limiter: Rate limits of this process.
+        limiter: Rate limits of all scopes.
         log: Takes decisions; when it cannot, new work is refused.
         clock: Trusted time in Unix seconds (`sync/clock.py`).
         essentials: (canonical host, port) pairs that stay reachable when there is no policy to enforce:
@@ -208,7 +215,7 @@ class Guard:
         self,
         *,
         clients: ClientDirectory,
-        limiter: ProcessLimiter,
+        limiter: Limiter,
         log: DecisionLog,
         clock: Callable[[], float] = time.time,
         essentials: Collection[tuple[str, int]] = frozenset(),
@@ -377,6 +384,12 @@ class Guard:
                 kept, reason, rule = verdict.engine.admit(
                     verdict.request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
                 )
+                if type(addresses) is Resolved:
+                    verdict = verdict._replace(aliases=addresses.aliases)
+                if verdict.aliases:
+                    denied = verdict.engine.denied(verdict.request, verdict.aliases, verdict.now)
+                    if denied is not None:
+                        kept, reason, rule = (), Reason.DENIED_BY_RULE, denied
             kept = tuple(a for a in kept if not self._own(a, verdict.request.port))
         except Exception:
             # Fail closed: an address that could not be judged is not dialled.
@@ -387,6 +400,47 @@ class Guard:
             return _refused(verdict, reason or Reason.ADDRESS_NOT_ALLOWED, rule)
         return verdict._replace(addresses=kept)
 
+    def reserve(self, verdict: Verdict) -> Awaitable[Verdict] | None:
+        """What has to be awaited before `settle`, for limits that are counted elsewhere; None: nothing. Never raises.
+
+        The awaited verdict takes the place of the argument. If the policy changed while it waited, it is a
+        new judgement, so that nothing is charged under another policy than the one that decided.
+        """
+        if not verdict.decision.limits or not verdict.decision.allow:
+            return None
+        try:
+            waiting = self._limiter.reserve(_due(verdict), self._monotonic_ns())
+        except Exception:
+            # `settle` comes next, and fails closed if it meets the same.
+            logger.exception("reserving at the limits failed")
+            return None
+        return None if waiting is None else self._reserved(verdict, waiting)
+
+    async def _reserved(self, verdict: Verdict, waiting: Awaitable[Ticket] | None) -> Verdict:
+        for _ in range(MAX_REJUDGED):
+            if waiting is None:
+                return verdict
+            ticket = await waiting
+            if self._stands(verdict):
+                return verdict._replace(ticket=ticket)
+            self._limiter.give_back(ticket)
+            verdict = self.rejudge(verdict)._replace(id=verdict.id)
+            if not verdict.allow:
+                return verdict
+            waiting = self._limiter.reserve(_due(verdict), self._monotonic_ns())
+        return _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
+
+    def _stands(self, verdict: Verdict) -> bool:
+        """Whether what a verdict was made under is still in force."""
+        snapshot, until = self._in_force.snapshot, verdict.until
+        now = self._clock()
+        ladder = Ladder.CLOSED if snapshot is None else snapshot.ladder(now)
+        return (
+            snapshot is verdict.snapshot
+            and ladder is verdict.ladder
+            and not (until is not None and until <= now)
+        )
+
     def settle(self, verdict: Verdict) -> Verdict:
         """Checks and charges the limits and writes the record: the final word on an allow. Never raises.
 
@@ -396,10 +450,13 @@ class Guard:
             if verdict.allow:
                 hits = _due(verdict)
                 if hits:
-                    taken = self._limiter.take(hits, self._monotonic_ns())
-                    verdict = verdict._replace(taken=taken)
+                    taken = self._limiter.take(hits, self._monotonic_ns(), 1, verdict.ticket)
+                    verdict = verdict._replace(taken=taken, ticket=None)
                     if not taken.allowed:
                         verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
+            elif verdict.ticket is not None:
+                self._limiter.give_back(verdict.ticket)
+                verdict = verdict._replace(ticket=None)
             if not self._log.offer(Entry(verdict)) and verdict.allow:
                 self._release(verdict)
                 verdict = _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
@@ -417,7 +474,9 @@ class Guard:
     def rejudge(self, verdict: Verdict) -> Verdict:
         """The same question under what is in force now, for tunnels and streams that live on."""
         again = self.judge(verdict.facts)
-        return self.admit(again, verdict.addresses) if verdict.addresses else again
+        if not verdict.addresses:
+            return again
+        return self.admit(again._replace(aliases=verdict.aliases), verdict.addresses)
 
     def spend(self, verdict: Verdict, moved: int) -> bool:
         """Charges bytes of an open tunnel to its budgets; False: one is used up, and the tunnel has to end."""

@@ -34,11 +34,19 @@ class Rate(NamedTuple):
         return cls(interval, burst * interval)
 
 
+def kept(tat: int, now: int, rate: Rate, unit: str) -> int:
+    """What of a stored arrival time still counts: at most as much as this rate can owe.
+
+    More is a leftover of a slower rate, or of a clock that was ahead; it locks nobody out for longer
+    than the present terms say. Only bytes can be owed beyond the quota, up to one burst (`spend`).
+    """
+    return min(tat, now + (2 * rate.tolerance if unit == "bytes" else rate.tolerance))
+
+
 def arrive(tat: int, now: int, rate: Rate, units: int) -> int:
     """The arrival time (ticks) after `units` more; allowed if it is at most `now + rate.tolerance`.
 
-    A stored time beyond the tolerance is a leftover of another rate, and counts as no quota left:
-    a limit that was changed can lock nobody out for longer than its own terms say.
+    A stored time beyond the tolerance counts as no quota left.
     """
     latest = now + rate.tolerance
     start = now if tat < now else min(tat, latest)

@@ -15,11 +15,10 @@ from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from edgeguard.limits.gcra import TICK_BITS, Rate, arrive, more_in_ns, remaining, wait_ns
+from edgeguard.limits.gcra import TICK_BITS, Rate, arrive, kept, wait_ns
+from edgeguard.limits.taken import SEAT_RETRY_NS, Taken, Ticket, Usage
 from edgeguard.policy.decision import LimitHit
 
-SEAT_RETRY_NS: Final = 1_000_000_000
-"""When to try again where only somebody's leaving helps: nobody knows, so a second."""
 _OVERFLOW: Final = b""
 """Slot of the shared bucket; no digest is empty."""
 _SWEEP: Final = 4
@@ -28,64 +27,16 @@ _HOT_KEYS: Final = 4096
 """Digests remembered: hashing costs more than all the rest of a check."""
 
 
-class LimitState(NamedTuple):
-    """What a client may be told about one limit (`RateLimit` and `RateLimit-Policy` fields)."""
+class Prepared(NamedTuple):
+    """A check whose charge is still to come: `ProcessLimiter.commit`, in the same turn of the loop."""
 
-    limit: str
-    quota: int
-    period_ns: int
-    remaining: int
-    """Units that may come at once now."""
-    reset_ns: int
-    """Nanoseconds until there is more; 0 when the quota is whole, or when only a release brings more."""
-
-
-class Level(NamedTuple):
-    """How full one limit is, in raw terms."""
-
-    hit: LimitHit
-    value: int
-    """Theoretical arrival time in ticks, or seats taken."""
-    now: int
-    """Ticks."""
-
-    def state(self) -> LimitState:
-        hit, value, now = self
-        if hit.unit == "concurrent_tunnels":
-            return LimitState(hit.limit, hit.quota, hit.period_ns, max(0, hit.quota - value), 0)
-        rate = Rate.of(hit.quota, hit.period_ns, hit.burst)
-        left, more = remaining(value, now, rate), more_in_ns(value, now, rate)
-        return LimitState(hit.limit, hit.quota, hit.period_ns, left, more)
-
-
-class Taken(NamedTuple):
-    """The answer for all limits of one request."""
-
-    allowed: bool
-    limit: str | None = None
-    """The limit that refused; of several, the one to wait for longest."""
-    retry_after_ns: int = 0
-    """Nanoseconds until every refusing limit has quota again; 0 if allowed."""
-    levels: tuple[tuple[LimitHit, int, int], ...] = ()
-    """Of the enforced limits, after the charge: the fields of `Level`."""
-    would: tuple[str, ...] = ()
-    """Report-mode limits that would have refused."""
-
-    @property
-    def states(self) -> tuple[LimitState, ...]:
-        """`levels` in a client's terms, computed on demand: most requests never ask."""
-        return tuple([Level(*level).state() for level in self.levels])
-
-
-class Usage(NamedTuple):
-    """Fill of one limit's table, for metrics and `limits status`."""
-
-    keys: int
-    overflowed: int
-    """Requests that were sent to the overflow bucket since the start."""
+    taken: Taken
+    charges: tuple[tuple["_Table", bytes, int], ...] = ()
+    """Table, slot, new value."""
 
 
 _FREE: Final = Taken(True)
+_NOTHING: Final = Prepared(_FREE)
 _new = tuple.__new__  # builds a NamedTuple at half the price of its constructor
 
 
@@ -163,7 +114,15 @@ class ProcessLimiter:
         self._known: dict[int, tuple[LimitHit, dict[bytes, int], bytes, int, int]] = {}
         """By id of a hit that the entry itself keeps alive: where its state is, and its rate."""
 
-    def take(self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1) -> Taken:
+    def reserve(self, hits: Sequence[LimitHit], now_ns: int) -> None:
+        """Nothing has to be awaited: everything is here."""
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Nothing was awaited, so there is nothing to undo."""
+
+    def take(
+        self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
+    ) -> Taken:
         """Checks every limit, and charges all of them if no enforced one refuses.
 
         A hit that names the same limit and key again counts once. Limits in report mode keep
@@ -173,6 +132,7 @@ class ProcessLimiter:
             hits: The limits that match.
             now_ns: Nanoseconds of a monotonic clock.
             amount: Units for limits in bytes. The other units take one.
+            ticket: Not needed here.
         """
         now = now_ns << TICK_BITS
         if len(hits) == 1 and amount == 1:
@@ -193,6 +153,22 @@ class ProcessLimiter:
         return self._take_all(hits, now, amount) if hits else _FREE
 
     def _take_all(self, hits: Sequence[LimitHit], now: int, amount: int) -> Taken:
+        taken, charges = self._check(hits, now, amount)
+        for table, slot, new in charges:
+            table.put(slot, new)
+        return taken
+
+    def prepare(self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1) -> Prepared:
+        """What `take` would answer, uncharged: for requests that limits of other scopes have a say in, too."""
+        return self._check(hits, now_ns << TICK_BITS, amount) if hits else _NOTHING
+
+    @staticmethod
+    def commit(prepared: Prepared) -> None:
+        """Charges what was prepared, provided that nothing was taken since."""
+        for table, slot, new in prepared.charges:
+            table.put(slot, new)
+
+    def _check(self, hits: Sequence[LimitHit], now: int, amount: int) -> Prepared:
         charges: list[tuple[_Table, bytes, int]] = []
         levels: list[tuple[LimitHit, int, int]] = []
         limit: str | None = None
@@ -212,12 +188,10 @@ class ProcessLimiter:
                 limit, retry = hit.limit, wait
         if limit is not None:
             levels = [(hit, old, now) for hit, _, _, old in found if hit.enforced]
-            return Taken(False, limit, retry, tuple(levels), would)
-        for table, slot, new in charges:
-            table.put(slot, new)
+            return Prepared(Taken(False, limit, retry, tuple(levels), would))
         if len(found) == 1:
             self._remember(*found[0])
-        return Taken(True, None, 0, tuple(levels), would)
+        return Prepared(Taken(True, None, 0, tuple(levels), would), tuple(charges))
 
     def spend(self, hits: Sequence[LimitHit], now_ns: int, amount: int) -> Taken:
         """Charges bytes that have already moved, whether or not there was quota for them.
@@ -283,6 +257,8 @@ class ProcessLimiter:
         if value is None:
             slot = table.place(slot, now)
             value = table.values.get(slot, 0)
+        if not table.seats and (still := kept(value, now, table.rate, hit.unit)) != value:
+            value = table.values[slot] = still
         return table, slot, value
 
     def _remember(self, hit: LimitHit, table: _Table, slot: bytes, _: int) -> None:

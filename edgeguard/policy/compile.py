@@ -255,6 +255,7 @@ def _extra(flat: Flat) -> dict[str, object]:
             flat.source.burst or quota,
             flat.source.scope,
             list(flat.source.key),
+            *flat.source.shared(),
         ]
         if match_rules is not None:
             extra["rules"] = sorted(match_rules)

@@ -34,6 +34,10 @@ class LimitHit(NamedTuple):
     """process, host or fleet."""
     enforced: bool
     """False: report mode, only counted."""
+    exact: bool = False
+    """Scope fleet: every request asks the store, none is served from a lease."""
+    on_store_error: str = "local_share"
+    """Scopes that others share: what holds while what they share cannot be reached."""
 
 
 class Required(NamedTuple):

@@ -1,11 +1,15 @@
 """Whose quota and whose bucket: clients by name, those without one by the network of their address."""
 
+from functools import cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from publicsuffixlist import PublicSuffixList
+
 from edgeguard.policy.addresses import parse_address
 from edgeguard.policy.decision import LimitHit
+from edgeguard.policy.names import is_address
 from edgeguard.policy.request import Client
 from edgeguard.policy.statements import Statement
 
@@ -42,16 +46,33 @@ def bucket(salt: str, client: Client) -> int:
     return int.from_bytes(digest) % 100
 
 
-def limit_key(parts: tuple[str, ...], client: Client) -> str:
-    """The key of a limit, as far as the client settles it."""
-    return "|".join(
-        client_key(client)
-        if part == "client"
-        else network_of(client.address)
-        if part == "client_ip"
-        else _LATER + part
-        for part in parts
-    )
+def domain_of(host: str) -> str:
+    """The registrable domain, so that names below it share a quota; an address, or a public suffix, is itself."""
+    if is_address(host):
+        return host
+    return _suffixes().privatesuffix(host) or host
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList()
+
+
+def limit_key(parts: tuple[str, ...], client: Client, host: str) -> str:
+    """The key of a limit, as far as client and host settle it."""
+    return "|".join(_part(part, client, host) for part in parts)
+
+
+def _part(part: str, client: Client, host: str) -> str:
+    match part:
+        case "client":
+            return client_key(client)
+        case "client_ip":
+            return network_of(client.address)
+        case "domain":
+            return domain_of(host)
+        case _:
+            return _LATER + part
 
 
 def hit_of(statement: Statement, key: str, enforced: bool) -> LimitHit:
@@ -60,7 +81,16 @@ def hit_of(statement: Statement, key: str, enforced: bool) -> LimitHit:
     if limit is None:
         raise TypeError(f"{statement.id} is no limit")
     return LimitHit(
-        statement.id, key, limit.unit, limit.quota, limit.period_ns, limit.burst, limit.scope, enforced
+        statement.id,
+        key,
+        limit.unit,
+        limit.quota,
+        limit.period_ns,
+        limit.burst,
+        limit.scope,
+        enforced,
+        limit.exact,
+        limit.on_store_error,
     )
 
 

@@ -177,10 +177,21 @@ class RateLimit(Timed):
         None, description="How many at once; the limit itself if omitted."
     )
     unit: Literal["requests", "tunnels", "concurrent_tunnels", "bytes"]
-    key: Some[Literal["client", "client_ip", "rule", "method"]] = Field(
-        ("client",), description="Whose quota."
+    key: Some[Literal["client", "client_ip", "rule", "method", "domain"]] = Field(
+        ("client",), description="Whose quota. `domain` is the registrable domain of the destination."
     )
-    scope: Literal["process", "host", "fleet"] = "process"
+    scope: Literal["process", "host", "fleet"] = Field(
+        "process",
+        description="Who shares the counter: one process, the processes of a host, the nodes of a fleet.",
+    )
+    accuracy: Literal["lease", "exact"] = Field(
+        "lease",
+        description="Scope fleet: `lease` takes quota from the store in small parts ahead of time; `exact` asks for every request.",
+    )
+    on_store_error: Literal["local_share", "local_full", "deny", "allow"] = Field(
+        "local_share",
+        description="Scopes host and fleet: what holds while the shared counter cannot be reached. `local_share`: the limit divided by the known peers.",
+    )
 
     @model_validator(mode="after")
     def _shape(self) -> "RateLimit":
@@ -193,7 +204,16 @@ class RateLimit(Timed):
                 )
         if any(t.kind is HostKind.NETWORK for t in self.match.targets or ()):
             raise ValueError("a limit names hosts, not networks")
+        if self.accuracy == "exact" and self.scope != "fleet":
+            raise ValueError("`accuracy` belongs to `scope: fleet`; the other scopes are exact")
+        if self.on_store_error != "local_share" and self.scope == "process":
+            raise ValueError("`on_store_error` belongs to the scopes host and fleet")
         return self
+
+    def shared(self) -> tuple[bool, str] | tuple[()]:
+        """How the shared counter is used, where that is not the usual: (exact, on_store_error)."""
+        exact = self.accuracy == "exact"
+        return (exact, self.on_store_error) if exact or self.on_store_error != "local_share" else ()
 
     def rate(self) -> tuple[int, int]:
         """(quota, period in ns). Raises ValueError."""

@@ -185,7 +185,7 @@ class Planner:
             case Kind.GATE:
                 (plan.gates if enforced else plan.report_gates).append(statement)
             case Kind.LIMIT:
-                plan.limits.append((statement, self._hit(statement, client, enforced)))
+                plan.limits.append((statement, self._hit(statement, client, host, enforced)))
             case Kind.LEARN:
                 if not restricted and (plan.learn is None or statement.id < plan.learn):
                     plan.learn = statement.id
@@ -214,9 +214,9 @@ class Planner:
             plan.lifts[statement.id] = tuple(conditional)
         return False
 
-    def _hit(self, statement: Statement, client: Client, enforced: bool) -> LimitHit:
+    def _hit(self, statement: Statement, client: Client, host: str, enforced: bool) -> LimitHit:
         """The same object for the same limit and key: the limiter knows it again."""
-        key = limit_key(statement.limit.key if statement.limit is not None else (), client)
+        key = limit_key(statement.limit.key if statement.limit is not None else (), client, host)
         known = self._hits.get((statement.index, key, enforced))
         if known is None:
             if len(self._hits) >= MAX_HITS:

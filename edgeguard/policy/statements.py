@@ -16,7 +16,8 @@ from edgeguard.policy.request import Assurance, Client
 FOREVER: Final = float("inf")
 UNITS: Final = frozenset({"requests", "tunnels", "concurrent_tunnels", "bytes"})
 SCOPES: Final = frozenset({"process", "host", "fleet"})
-KEYS: Final = frozenset({"client", "client_ip", "rule", "method"})
+KEYS: Final = frozenset({"client", "client_ip", "rule", "method", "domain"})
+STORE_ERROR: Final = frozenset({"local_share", "local_full", "deny", "allow"})
 _PATTERNS: Final = frozenset({"exact", "below", "tree", "network"})
 
 
@@ -84,6 +85,9 @@ class Limit(NamedTuple):
     key: tuple[str, ...]
     rules: frozenset[str] | None
     """Only requests that these allows match."""
+    exact: bool = False
+    """Scope fleet: no leases."""
+    on_store_error: str = "local_share"
 
 
 class Gate(NamedTuple):
@@ -234,7 +238,10 @@ EXTRA: Final = frozenset({*_READERS, "limit", "rules", "gate", "regions"})
 
 
 def _limit(value: list[Any], rules: object) -> Limit:
-    unit, quota, period_ns, burst, scope, key = value
+    unit, quota, period_ns, burst, scope, key, *shared = value
+    exact, on_store_error = shared or (False, "local_share")
+    if type(exact) is not bool or (shared and scope == "process"):
+        raise ValueError("the limit is malformed")
     if _int(quota) < 1 or _int(period_ns) < 0 or _int(burst) < 1 or not KEYS.issuperset(_texts(key)):
         raise ValueError("the limit is out of range")
     if (unit == "concurrent_tunnels") != (period_ns == 0):
@@ -247,6 +254,8 @@ def _limit(value: list[Any], rules: object) -> Limit:
         _one_of(scope, SCOPES),
         tuple(key),
         None if rules is None else frozenset(_texts(rules)),
+        exact,
+        _one_of(on_store_error, STORE_ERROR),
     )
 
 

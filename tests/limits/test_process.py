@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeguard.limits.process import SEAT_RETRY_NS, ProcessLimiter, Usage
+from edgeguard.limits.process import ProcessLimiter
+from edgeguard.limits.taken import SEAT_RETRY_NS, Usage
 from edgeguard.policy.decision import LimitHit
 
 SECOND = 1_000_000_000

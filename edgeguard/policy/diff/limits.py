@@ -10,6 +10,7 @@ from edgeguard.policy.rates import rate_text
 from edgeguard.policy.tables import Limit, Statement
 
 _SCOPES: Final = {"process": 0, "host": 1, "fleet": 2}
+_STORE_ERROR: Final = {"deny": 0, "local_share": 1, "local_full": 2, "allow": 3}
 _BOTH: Final = frozenset(Effect)
 
 
@@ -26,6 +27,8 @@ def compare_limits(old: Limit, new: Limit) -> frozenset[Effect]:
     note(old.quota * (new.period_ns or 1), new.quota * (old.period_ns or 1))
     note(old.burst, new.burst)
     note(-_SCOPES[old.scope], -_SCOPES[new.scope])
+    if old.scope == new.scope:
+        note(_STORE_ERROR[old.on_store_error], _STORE_ERROR[new.on_store_error])
     mine, theirs = set(old.key), set(new.key)
     if mine != theirs:
         if mine < theirs:
@@ -78,4 +81,7 @@ class LimitComparer:
 
 def _describe(limit: Limit) -> str:
     text = f"{rate_text(limit.quota, limit.period_ns, limit.burst, limit.unit)} {limit.unit} per {' and '.join(limit.key)}"
-    return text if limit.scope == "process" else f"{text}, {limit.scope}-wide"
+    if limit.scope == "process":
+        return text
+    text = f"{text}, {limit.scope}-wide{', exact' if limit.exact else ''}"
+    return text if limit.on_store_error == "local_share" else f"{text}, on_store_error {limit.on_store_error}"
