@@ -19,6 +19,7 @@ from edgeguard.policy.inside import Inside, Recent
 from edgeguard.policy.kinds import Kind
 from edgeguard.policy.plan import Plan
 from edgeguard.policy.planner import Planner, suffixes
+from edgeguard.policy.reasons import Reason
 from edgeguard.policy.refusal import Refused
 from edgeguard.policy.request import Client, Request
 from edgeguard.policy.tables import ENTRY, Tables
@@ -112,6 +113,14 @@ class Engine:
         if not decision.allow:
             return Admission((), decision.reason, decision.rule)
         return self._addresses.admit(decision, request, addresses, now, restricted)
+
+    def denied(self, request: Request, names: Sequence[str], now: float) -> str | None:
+        """The deny that holds for one of other `names` of the request's host; None: there is none."""
+        for name in names:
+            decision = self.decide(request._replace(host=name), now)
+            if decision.reason is Reason.DENIED_BY_RULE:
+                return decision.rule
+        return None
 
     def explain(self, request: Request, now: float, *, restricted: bool = False) -> "Trace":
         """The ordered trace of the decision, computed on these tables."""
