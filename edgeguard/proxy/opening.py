@@ -228,7 +228,7 @@ class Opening(ClientSide):
         again = guard.judge(verdict.facts._replace(protocol=protocol))
         if not again.allow or (protocol == "tcp" and _inspected(again)) or self._address is None:
             return None
-        again = guard.admit(again, (self._address,))
+        again = guard.admit(again._replace(aliases=verdict.aliases), (self._address,))
         if not again.allow:
             return None
         guard.finish(verdict, sent=0, received=0, why="protocol_changed")

@@ -96,3 +96,4 @@ class Stack:
             return http_layer
         top.child_layer = http_layer
         return outer  # type: ignore[no-any-return]
+            again = again._replace(aliases=verdict.aliases)
