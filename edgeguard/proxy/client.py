@@ -8,7 +8,7 @@ tunnel's place, an upstream connection, a task) is given back on every way out.
 import asyncio
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from mitmproxy.proxy.mode_servers import ServerInstance
 
@@ -19,6 +19,7 @@ from edgeguard.policy.request import UNKNOWN_CLIENT, Client
 from edgeguard.proxy.clienthello import ACCESS_DENIED
 from edgeguard.proxy.door import Door
 from edgeguard.proxy.origin import Origin
+from edgeguard.proxy.relay import End
 from edgeguard.proxy.replies import render
 from edgeguard.proxy.upstream import Upstream
 
@@ -34,7 +35,13 @@ GONE: Final = 4
 """A lane took over, or the client left."""
 
 
-class ClientSide(asyncio.Protocol):
+class Way(Protocol):
+    """Something under way that can be called off: a lookup, a connection being made."""
+
+    def cancel(self) -> object: ...
+
+
+class ClientSide(End):
     """A client connection until a lane takes it over, or its refusal has been read.
 
     With an `origin` the connection was accepted, and counted, in our own loop (`accepting.py`).
@@ -55,9 +62,8 @@ class ClientSide(asyncio.Protocol):
         "_phase",
         "_scanned",
         "_settled",
-        "_task",
-        "_transport",
         "_version",
+        "_way",
         "deadline",
         "until",
         "verdict",
@@ -65,14 +71,14 @@ class ClientSide(asyncio.Protocol):
 
     def __init__(self, door: Door, instance: ServerInstance[Any], origin: Origin | None = None) -> None:
         # Nothing here may raise: the event loop would leave the client hanging.
+        super().__init__()
         self._door = door
         self._instance = instance
         self._origin = origin
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._phase = HEAD
         self._buffer = b""
         self._scanned = 0
-        self._task: asyncio.Task[None] | None = None
+        self._way: Way | None = None
         self._back: Upstream | None = None
         self._key: str | None = None
         self._settled = False
@@ -91,7 +97,7 @@ class ClientSide(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
         door = self._door
-        self._transport = transport
+        self.here = transport
         if self._origin is None:
             door.connections += 1
             peer = transport.get_extra_info("peername")
@@ -106,7 +112,7 @@ class ClientSide(asyncio.Protocol):
         self.deadline = door.now + door.head_s
         door.phases.add(self)
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         phase = self._phase
         if phase == REFUSED:
             return
@@ -116,12 +122,9 @@ class ClientSide(asyncio.Protocol):
         elif phase == HELLO:
             self._read_hello()
         elif len(data) > self._door.bounds.hello_bytes:
-            self._transport.pause_reading()
+            self.here.pause_reading()
 
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self, exc: Exception | None) -> None:
         settled = self._settled
         self._leave()
         self._door.connections -= 1
@@ -140,9 +143,9 @@ class ClientSide(asyncio.Protocol):
         """Gives back what a tunnel would have needed."""
         door = self._door
         door.open.discard(self)
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._way is not None:
+            self._way.cancel()
+            self._way = None
         if self._back is not None:
             self._back.abandon()
             self._back = None
@@ -180,7 +183,7 @@ class ClientSide(asyncio.Protocol):
         elif self._phase == HELLO:
             self._finish("hello_deadline")
         else:
-            self._transport.abort()
+            self.here.abort()
 
     def end(self, why: str) -> None:
         """The policy no longer allows what is being opened, or the door closes."""
@@ -190,7 +193,7 @@ class ClientSide(asyncio.Protocol):
             self._finish(why)
 
     def abort(self) -> None:
-        self._transport.abort()
+        self.here.abort()
 
     def _fail(self, reason: Reason, status: int | None = None) -> None:
         """Refuses what had been allowed."""
@@ -213,7 +216,7 @@ class ClientSide(asyncio.Protocol):
         if self._settled and self.verdict is not None:
             self._settled = False
             self._door.guard.finish(self.verdict, sent=0, received=0, why=why)
-        self._transport.abort()
+        self.here.abort()
 
     def _refuse_unread(self, reason: Reason, status: int | None = None) -> None:
         """Refuses a head that could not be read, or not to its end."""
@@ -226,6 +229,7 @@ class ClientSide(asyncio.Protocol):
             verdict,
             accept=self._accept,
             http_version=self._version,
+            links=self._door.links,
             challenge=self._door.challenge,
             status=status,
         )
@@ -237,7 +241,7 @@ class ClientSide(asyncio.Protocol):
 
     def _wind_up(self, last: bytes) -> None:
         """Says the last words and half-closes; what the client still sends is discarded until a deadline."""
-        door, transport = self._door, self._transport
+        door, transport = self._door, self.here
         self._phase = REFUSED
         self._buffer = b""
         self._let_go()

@@ -7,9 +7,12 @@ proxy's own listeners are never dialled: a loop through ourselves would be judge
 
 import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
+
+logger = logging.getLogger(__name__)
 
 HEAD_START_S: Final = 0.25
 """RFC 8305, 5: recommended delay between attempts."""
@@ -20,6 +23,10 @@ PREFERRED_ENTRIES: Final = 1024
 
 class DialError(OSError):
     """No address could be connected to."""
+
+
+type Dialled[P] = Callable[[P | None, str], None]
+"""Takes the protocol of a connection that was made and the address that won; None: nobody answers."""
 
 
 class Dialer:
@@ -57,6 +64,34 @@ class Dialer:
         if port not in self._own:
             return tuple(addresses)
         return tuple(address for address in addresses if not self.is_own(address, port))
+
+    def connect[P: asyncio.Protocol](
+        self, factory: Callable[[], P], addresses: Sequence[str], port: int, done: "Dialled[P]"
+    ) -> "Connecting[P] | asyncio.Task[tuple[asyncio.Transport, P, str]]":
+        """What `dial` does, with a callback. What is returned can be cancelled.
+
+        `done` is called once, after this has returned. Where cancelling comes too late for the loop, it
+        is called nevertheless, and has to end what it is given.
+        """
+        addresses = self.permitted(addresses, port)
+        loop = asyncio.get_running_loop()
+        if len(addresses) == 1:
+            return Connecting(loop, factory, addresses[0], port, done)
+        task = loop.create_task(self.dial(factory, addresses, port))
+        task.add_done_callback(lambda task: _tell(task, done))
+        return task
+
+    def prefer(
+        self, addresses: Sequence[str], port: int, done: Callable[[str | None], None]
+    ) -> asyncio.Task[str] | None:
+        """What `preferred` does, with a callback; None for what nobody answers at. Of one address it is told at once."""
+        addresses = self.permitted(addresses, port)
+        if len(addresses) == 1:
+            done(addresses[0])
+            return None
+        task = asyncio.get_running_loop().create_task(self.preferred(addresses, port))
+        task.add_done_callback(lambda task: _prefer(task, done))
+        return task
 
     async def dial[P: asyncio.Protocol](
         self, factory: Callable[[], P], addresses: Sequence[str], port: int
@@ -148,6 +183,50 @@ class Dialer:
         return transport, protocol, address
 
 
+class Connecting[P: asyncio.Protocol]:
+    """One connection being made, without a task.
+
+    What the loop's coroutine waits for is a future or two; to step it from their callbacks costs less than a task.
+    """
+
+    __slots__ = ("_address", "_coroutine", "_done", "_waiter")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: Callable[[], P],
+        address: str,
+        port: int,
+        done: Dialled[P],
+    ) -> None:
+        self._address = address
+        self._done = done
+        self._coroutine = loop.create_connection(factory, address, port)
+        try:
+            self._wait(self._coroutine.send(None))
+        except OSError:
+            loop.call_soon(done, None, address)  # the kernel has refused at once
+
+    def cancel(self) -> None:
+        """Gives the connection up."""
+        self._waiter.cancel()
+
+    def _wait(self, waiter: "asyncio.Future[object]") -> None:
+        waiter._asyncio_future_blocking = False  # what tells a future that its yield was seen
+        self._waiter = waiter
+        waiter.add_done_callback(self._step)
+
+    def _step(self, _: object) -> None:
+        try:
+            self._wait(self._coroutine.send(None))
+        except StopIteration as stop:
+            self._done(stop.value[1], self._address)
+        except OSError:
+            self._done(None, self._address)
+        except asyncio.CancelledError:
+            pass
+
+
 def interleave(addresses: Sequence[str]) -> list[str]:
     """Families in turn, beginning with that of the first address (RFC 8305, 4)."""
     families: dict[bool, list[str]] = {}
@@ -161,6 +240,30 @@ def _discard(task: "asyncio.Task[tuple[asyncio.Transport, asyncio.Protocol, str]
     """Closes a connection that lost the race in the moment it was made."""
     if not task.cancelled() and task.exception() is None:
         task.result()[0].abort()
+
+
+def _tell[P: asyncio.Protocol](
+    task: "asyncio.Task[tuple[asyncio.Transport, P, str]]", done: Dialled[P]
+) -> None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is None:
+        _, protocol, address = task.result()
+        done(protocol, address)
+        return
+    if not isinstance(error, OSError):
+        logger.error("dialling failed", exc_info=error)
+    done(None, "")
+
+
+def _prefer(task: asyncio.Task[str], done: Callable[[str | None], None]) -> None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None and not isinstance(error, OSError):
+        logger.error("dialling failed", exc_info=error)
+    done(task.result() if error is None else None)
 
 
 def _is_local(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

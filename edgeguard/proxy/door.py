@@ -22,6 +22,7 @@ from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.dial import Dialer
+from edgeguard.proxy.page import Links
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.relay import Tunnel
 from edgeguard.proxy.resolver import Resolver
@@ -96,6 +97,7 @@ class Door:
         self.passages = services.passages
         self.bounds = services.settings.bounds
         self.user_header = services.settings.user.header
+        self.links = Links(*services.settings.replies.model_dump().values())
         self.plain_headers = tuple(services.settings.user.plain.headers)
         self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop

@@ -7,6 +7,7 @@ claim was read (CONNECT, one day SOCKS5), the way from here is the same.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from edgeguard.guard import Facts, Verdict
@@ -14,9 +15,8 @@ from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import is_address
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Protocol
-from edgeguard.proxy.client import HELLO, OPENING, ClientSide
+from edgeguard.proxy.client import HELLO, OPENING, REFUSED, ClientSide
 from edgeguard.proxy.clienthello import Hello, HelloError, NotTLSError, read_hello
-from edgeguard.proxy.dial import DialError
 from edgeguard.proxy.handover import Handed, Handover
 from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.relay import Tunnel
@@ -73,56 +73,105 @@ class Opening(ClientSide):
         self._phase = OPENING
         self._generation = door.generation
         self.deadline = door.now + door.dial_s
-        task = asyncio.Task(self._open(verdict), loop=door.loop, eager_start=True)
-        if not task.done():
-            self._task = task
-
-    async def _open(self, verdict: Verdict) -> None:
-        """Makes the way, or refuses. Cancelled by the deadline, or when the client leaves."""
         try:
-            refused = await self._make_way(verdict)
-            self._task = None
-            if refused is None:
-                self._established()
-            else:
-                self._reply(refused)
-        except (ResolveError, DialError):
-            self._task = None
-            self._fail(Reason.UPSTREAM_UNREACHABLE)
+            addresses = door.resolver.known(verdict.host)
+            if addresses is not None:
+                self._resolved(verdict, addresses)
+                return
+            task = asyncio.Task(self._resolve(verdict), loop=door.loop, eager_start=True)
+            if not task.done():
+                self._way = task
         except Exception:
             # Fail closed: a way that could not be opened in order is not opened.
             logger.exception("opening the way failed")
-            self._task = None
-            self._fail(Reason.INTERNAL_ERROR)
+            self._broken()
 
-    async def _make_way(self, verdict: Verdict) -> Verdict | None:
-        """Resolves, checks, settles, dials. Returns a recorded refusal, or None: the way is open."""
+    async def _resolve(self, verdict: Verdict) -> None:
+        """Asks for the addresses. Cancelled by the deadline, or when the client leaves."""
+        door = self._door
+        try:
+            addresses = await door.resolver.resolve(verdict.host)
+            self._way = None
+            if self._generation != door.generation:
+                verdict = self._judge(verdict.facts)
+            self._resolved(verdict, addresses)
+        except ResolveError:
+            self._way = None
+            self._fail(Reason.UPSTREAM_UNREACHABLE)
+        except Exception:
+            # Fail closed, as above.
+            logger.exception("opening the way failed")
+            self._way = None
+            self._broken()
+
+    def _broken(self) -> None:
+        """Refuses; where even that is impossible, ends the connection."""
+        self._fail(Reason.INTERNAL_ERROR)
+        if self._phase != REFUSED:
+            self.here.abort()
+
+    def _resolved(self, verdict: Verdict, addresses: Sequence[str]) -> None:
+        """Checks the addresses, settles, dials; or refuses."""
         door = self._door
         guard = door.guard
-        addresses = await door.resolver.resolve(verdict.host)
-        if self._generation != door.generation:
-            verdict = self._judge(verdict.facts)
         verdict = guard.admit(verdict, addresses)
         if verdict.allow and not self._fits(verdict):
-            return guard.refuse(verdict, Reason.MISDIRECTED_REQUEST)
+            self._reply(guard.refuse(verdict, Reason.MISDIRECTED_REQUEST))
+            return
         if verdict.allow:
-            addresses = door.dialer.permitted(verdict.addresses, verdict.port)
+            addresses = door.dialer.permitted(verdict.addresses, verdict.facts.port)
             if not addresses:
-                return guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED)
+                self._reply(guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED))
+                return
         verdict = guard.settle(verdict)
         if not verdict.allow:
-            return verdict
+            self._reply(verdict)
+            return
         self.verdict = verdict
         self.until = verdict.until
         self._settled = True
         door.opened(self)
         if _inspected(verdict):
-            self._address = await door.dialer.preferred(addresses, verdict.port)
+            self._way = door.dialer.prefer(addresses, verdict.facts.port, self._pinned)
         else:
-            _, self._back, self._address = await door.dialer.dial(Upstream, addresses, verdict.port)
-        # What stays open is judged again on the address that it really has.
-        self.verdict = verdict._replace(addresses=(self._address,))
-        return None
+            self._way = door.dialer.connect(Upstream, addresses, verdict.facts.port, self._dialled)
+
+    def _pinned(self, address: str | None) -> None:
+        """The address for a lane that dials itself is known; None: nobody answers."""
+        self._way = None
+        if self._phase != OPENING:
+            return
+        if address is None:
+            self._fail(Reason.UPSTREAM_UNREACHABLE)
+        else:
+            self._open_at(address)
+
+    def _dialled(self, back: Upstream | None, address: str) -> None:
+        """The upstream is connected; None: nobody answers."""
+        self._way = None
+        if self._phase != OPENING:
+            if back is not None:
+                back.abandon()
+        elif back is None or back.gone:
+            self._fail(Reason.UPSTREAM_UNREACHABLE)
+        else:
+            back.watcher = self
+            self._back = back
+            self._open_at(address)
+
+    def _open_at(self, address: str) -> None:
+        verdict = self.verdict
+        assert verdict is not None  # noqa: S101 - for the type checker
+        self._address = address
+        if verdict.addresses != (address,):
+            # What stays open is judged again on the address that it really has.
+            self.verdict = verdict._replace(addresses=(address,))
+        try:
+            self._established()
+        except Exception:
+            # Fail closed, as above.
+            logger.exception("answering failed")
+            self._broken()
 
     def _fits(self, verdict: Verdict) -> bool:
         """Whether the door has nothing against these addresses."""
@@ -130,20 +179,15 @@ class Opening(ClientSide):
 
     def _grant(self) -> None:
         """Tells the client that the way is open."""
-        self._transport.write(ESTABLISHED)
+        self.here.write(ESTABLISHED)
 
     def _established(self) -> None:
         back, verdict = self._back, self.verdict
         assert verdict is not None  # noqa: S101 - for the type checker
-        if back is not None:
-            if back.gone:
-                self._fail(Reason.UPSTREAM_UNREACHABLE)
-                return
-            back.watcher = self
         self._phase = HELLO
         self.deadline = self._door.now + self._door.hello_s
         self._grant()
-        self._transport.resume_reading()
+        self.here.resume_reading()
         if verdict.facts.protocol == "tcp":
             self._relay()
         elif back is not None and back.early:
@@ -250,7 +294,7 @@ class Opening(ClientSide):
         back.watcher = None
         self._back = self._key = None
         self._leave()
-        tunnel = Tunnel(verdict, key, self._transport, back.transport, door.now, door.tunnel_done)
+        tunnel = Tunnel(verdict, key, self, back, door.now, door.tunnel_done)
         door.tunnels.add(tunnel)
         door.opened(tunnel)
         door.meter(tunnel, verdict)
@@ -261,7 +305,7 @@ class Opening(ClientSide):
         end = first_hello(data)
         tunnel.start(data[:end], early, door.bounds.relay_bytes, watch)
         if end < len(data):
-            tunnel.client.data_received(data[end:])
+            self.data_received(data[end:])
 
     def _inspect(self, verdict: Verdict, sni: str | None) -> None:
         """The mitmproxy lane takes over."""
@@ -278,7 +322,7 @@ class Opening(ClientSide):
         assert key is not None  # noqa: S101 - for the type checker
         self._key = None
         self._leave()
-        Handover(door, self._instance, self._transport, data, Handed(passage, verdict, destination, key))
+        Handover(door, self._instance, self.here, data, Handed(passage, verdict, destination, key))
 
 
 def _inspected(verdict: Verdict) -> bool:

@@ -1,8 +1,10 @@
 """The tunnel lane: two transports, and nothing of Python between their bytes but one call.
 
-Each end of a tunnel is a `Pipe`: what arrives is counted and written to the other end. A full
-write buffer there stops reading here. One side may finish while the other goes on (RFC 9110, 9.3.6);
-the tunnel ends when both have, when one breaks, when nothing moves for too long, or by order.
+Each end of a tunnel is an `End`: what arrives is counted and written to the other end. The two
+protocols that opened the way are the ends themselves, since telling a transport of another protocol
+makes it stop and start reading. What cannot be written at once stops reading on the other side.
+One side may finish while the other goes on (RFC 9110, 9.3.6); the tunnel ends when both have, when
+one breaks, when nothing moves for too long, or by order.
 """
 
 import asyncio
@@ -12,6 +14,80 @@ from edgeguard.guard import Verdict
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.clienthello import HelloError
 from edgeguard.proxy.retry import HelloWatch
+
+
+class End(asyncio.Protocol):
+    """One end of a connection through this proxy: its own work until a tunnel joins it to the other end.
+
+    Attributes:
+        here: The transport of this end.
+        there: The transport of the other end, once there is a tunnel.
+        tunnel: What this is an end of; None before.
+        count: Bytes that arrived here for the tunnel.
+        finished: This end has nothing more to say.
+    """
+
+    __slots__ = ("_write", "count", "finished", "here", "there", "tunnel")
+
+    def __init__(self) -> None:
+        # Nothing here may raise: the event loop would leave the client hanging.
+        self.here: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+        self.there: asyncio.Transport = None  # type: ignore[assignment]  # set with the tunnel
+        self.tunnel: Tunnel | None = None
+        self.count = 0
+        self.finished = False
+        self._write: Callable[[bytes], None] | None = None
+
+    # What an end does before there is a tunnel
+
+    def received(self, data: bytes) -> None:
+        """Bytes before there is a tunnel."""
+        raise NotImplementedError
+
+    def ended(self) -> bool:
+        """The end of the stream before there is a tunnel. True keeps the transport open."""
+        return False
+
+    def lost(self, exc: Exception | None) -> None:
+        """The transport is gone before there is a tunnel."""
+        raise NotImplementedError
+
+    # What it does afterwards
+
+    def join(self, there: asyncio.Transport) -> None:
+        """From now on bytes go straight to the other end."""
+        self._write = there.write
+
+    def data_received(self, data: bytes) -> None:
+        write = self._write
+        if write is not None:
+            self.count += len(data)
+            write(data)
+        elif self.tunnel is not None:
+            self.tunnel.watched(self, data)
+        else:
+            self.received(data)
+
+    def eof_received(self) -> bool:
+        if self.tunnel is None:
+            return self.ended()
+        self.tunnel.finished(self)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.tunnel is None:
+            self.lost(exc)
+        else:
+            self.tunnel.lost(self, exc)
+
+    def pause_writing(self) -> None:
+        """`here` is full: stop reading what is written to it."""
+        if self.tunnel is not None:
+            self.there.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.tunnel is not None:
+            self.there.resume_reading()
 
 
 class Tunnel:
@@ -30,6 +106,7 @@ class Tunnel:
         "_done",
         "_moved",
         "_moved_at",
+        "_watch",
         "charged",
         "client",
         "ended_by",
@@ -43,8 +120,8 @@ class Tunnel:
         self,
         verdict: Verdict,
         key: str,
-        client: asyncio.Transport,
-        upstream: asyncio.Transport,
+        client: End,
+        upstream: End,
         now: float,
         done: "Callable[[Tunnel], None]",
     ) -> None:
@@ -53,45 +130,65 @@ class Tunnel:
         self.until = verdict.until
         self.charged = 0
         self.ended_by: str | None = None
-        self.client = Pipe(self, client, upstream)
-        self.upstream = Pipe(self, upstream, client)
+        self.client = client
+        self.upstream = upstream
+        self._watch: HelloWatch | None = None
         self._alive = 2
         self._moved = 0
         self._moved_at = now
         self._done = done
+        client.tunnel = upstream.tunnel = self
+        client.there = upstream.here
+        upstream.there = client.here
 
     def start(
         self, from_client: bytes, from_upstream: bytes, buffer_bytes: int, watch: HelloWatch | None = None
     ) -> None:
-        """Takes both transports over, with what was read from each so far.
+        """Takes both ends over, with what was read from each so far.
 
         With a `watch`, `from_client` ends with the ClientHello, and the handshake goes on under it.
         """
-        client, upstream = self.client.here, self.upstream.here
-        client.set_write_buffer_limits(buffer_bytes)
-        upstream.set_write_buffer_limits(buffer_bytes)
+        client, upstream = self.client, self.upstream
+        client.here.set_write_buffer_limits(buffer_bytes)
+        upstream.here.set_write_buffer_limits(buffer_bytes)
         if watch is not None:
-            self.client = Watched(self, client, upstream, watch)
-            self.upstream = Watched(self, upstream, client, watch)
-            self.client.count = len(from_client)
-            client.set_protocol(self.client)
-            upstream.set_protocol(self.upstream)
-            upstream.write(from_client)
+            self._watch = watch
+            client.count = len(from_client)
+            upstream.here.write(from_client)
             return
-        client.set_protocol(self.client)
-        upstream.set_protocol(self.upstream)
+        self._join()
         if from_client:
-            self.client.data_received(from_client)
+            client.data_received(from_client)
         if from_upstream:
-            self.upstream.data_received(from_upstream)
-            upstream.resume_reading()
+            upstream.data_received(from_upstream)
+            upstream.here.resume_reading()
 
-    def shaken(self) -> None:
+    def watched(self, end: End, data: bytes) -> None:
+        """Bytes of a handshake that could still name somebody else."""
+        watch = self._watch
+        if watch is None:
+            return
+        client, upstream = self.client, self.upstream
+        end.count += len(data)
+        try:
+            if end is client:
+                data = watch.client(data)
+            else:
+                client.here.write(data)
+                data = watch.server(data)
+        except HelloError:
+            self.end(Reason.MISDIRECTED_REQUEST.value)
+            return
+        if data:
+            upstream.here.write(data)
+        if watch.done:
+            self._join()
+
+    def _join(self) -> None:
         """The handshake cannot name anybody else any more: nothing is looked at from here on."""
-        client, upstream = Pipe.after(self.client), Pipe.after(self.upstream)
-        self.client, self.upstream = client, upstream
-        client.here.set_protocol(client)
-        upstream.here.set_protocol(upstream)
+        self._watch = None
+        self.client.join(self.upstream.here)
+        self.upstream.join(self.client.here)
 
     @property
     def sent(self) -> int:
@@ -126,106 +223,30 @@ class Tunnel:
         self.client.here.abort()
         self.upstream.here.abort()
 
-    def finished(self, pipe: "Pipe") -> None:
+    def finished(self, end: End) -> None:
         """One side has nothing more to say."""
-        if self.client.finished and self.upstream.finished:
+        end.finished = True
+        if self._watch is not None and end is self.client and self._watch.holds:
+            # What is held could only follow the end; and no handshake is finished by who has left it.
+            self.end("client_lost")
+        elif self.client.finished and self.upstream.finished:
             if self.ended_by is None:
                 self.ended_by = "closed"
-            pipe.here.close()
-            pipe.there.close()
-        elif not pipe.there.is_closing():
-            pipe.there.write_eof()
+            end.here.close()
+            end.there.close()
+        elif not end.there.is_closing():
+            end.there.write_eof()
 
-    def lost(self, pipe: "Pipe", error: Exception | None) -> None:
+    def lost(self, end: End, error: Exception | None) -> None:
         """One transport is gone; what it had said is still delivered unless it broke."""
         if self.ended_by is None:
-            self.ended_by = "client_lost" if pipe.here is self.client.here else "upstream_lost"
+            self.ended_by = "client_lost" if end is self.client else "upstream_lost"
         if error is None:
-            pipe.there.close()
+            end.there.close()
         else:
-            pipe.there.abort()
+            end.there.abort()
         self._alive -= 1
         if not self._alive:
             self._done(self)
-
-
-class Pipe(asyncio.Protocol):
-    """One end of a tunnel: bytes that arrive `here` are written `there`."""
-
-    __slots__ = ("count", "finished", "here", "there", "tunnel")
-
-    def __init__(self, tunnel: Tunnel, here: asyncio.Transport, there: asyncio.Transport) -> None:
-        self.tunnel = tunnel
-        self.here = here
-        self.there = there
-        self.count = 0
-        self.finished = False
-
-    @classmethod
-    def after(cls, other: "Pipe") -> "Pipe":
-        """A pipe in the place of another."""
-        pipe = cls(other.tunnel, other.here, other.there)
-        pipe.count = other.count
-        pipe.finished = other.finished
-        return pipe
-
-    def data_received(self, data: bytes) -> None:
-        self.count += len(data)
-        self.there.write(data)
-
-    def eof_received(self) -> bool:
-        self.finished = True
-        self.tunnel.finished(self)
-        return True
-
-    def pause_writing(self) -> None:
-        """`here` is full: stop reading what is written to it."""
-        self.there.pause_reading()
-
-    def resume_writing(self) -> None:
-        self.there.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.tunnel.lost(self, exc)
-
-
-class Watched(Pipe):
-    """One end of a tunnel while its handshake is watched."""
-
-    __slots__ = ("_watch",)
-
-    def __init__(
-        self,
-        tunnel: Tunnel,
-        here: asyncio.Transport,
-        there: asyncio.Transport,
-        watch: HelloWatch,
-    ) -> None:
-        super().__init__(tunnel, here, there)
-        self._watch = watch
-
-    def data_received(self, data: bytes) -> None:
-        watch, tunnel = self._watch, self.tunnel
-        self.count += len(data)
-        try:
-            if self is tunnel.client:
-                data = watch.client(data)
-                if data:
-                    self.there.write(data)
-            else:
-                self.there.write(data)
-                data = watch.server(data)
-                if data:
-                    self.here.write(data)
-        except HelloError:
-            tunnel.end(Reason.MISDIRECTED_REQUEST.value)
-            return
-        if watch.done:
-            tunnel.shaken()
-
-    def eof_received(self) -> bool:
-        if self is self.tunnel.client and self._watch.holds:
-            # What is held could only follow the end; and no handshake is finished by who has left it.
-            self.tunnel.end("client_lost")
-            return True
-        return super().eof_received()
+            # Nothing calls an end any more; without the circle they are gone at once.
+            self.client.tunnel = self.upstream.tunnel = None

@@ -1,7 +1,9 @@
-"""An upstream connection while its tunnel is being set up."""
+"""An upstream connection: while its tunnel is being set up, and then as the tunnel's other end."""
 
 import asyncio
 from typing import Protocol, cast
+
+from edgeguard.proxy.relay import End
 
 
 class Watcher(Protocol):
@@ -12,29 +14,28 @@ class Watcher(Protocol):
     def upstream_left(self) -> None: ...
 
 
-class Upstream(asyncio.Protocol):
-    """An upstream connection from the moment it is made until the relay takes it over."""
+class Upstream(End):
+    """An upstream connection from the moment it is made."""
 
-    __slots__ = ("early", "gone", "transport", "watcher")
+    __slots__ = ("early", "gone", "watcher")
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+        super().__init__()
         self.watcher: Watcher | None = None
         self.early = b""
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
-        self.transport = transport
+        self.here = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         self.early += data
         if self.watcher is not None:
             self.watcher.upstream_spoke()
         else:
-            self.transport.pause_reading()
+            self.here.pause_reading()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self, exc: Exception | None) -> None:
         self.gone = True
         if self.watcher is not None:
             self.watcher.upstream_left()
@@ -42,4 +43,4 @@ class Upstream(asyncio.Protocol):
     def abandon(self) -> None:
         """The client's side is done with it."""
         self.watcher = None
-        self.transport.abort()
+        self.here.abort()
