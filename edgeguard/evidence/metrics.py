@@ -197,8 +197,13 @@ class Metrics:
 
         self.registry.register(_Source(collect))
 
-    def watch_policy(self, snapshot: Callable[[], Snapshot | None], clock: Callable[[], float]) -> None:
-        """Shows what is in force and until when."""
+    def watch_policy(
+        self,
+        snapshot: Callable[[], Snapshot | None],
+        clock: Callable[[], float],
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Shows what is in force and until when. `ready`: whether somebody enforces it."""
 
         def collect() -> Iterable[Metric]:
             current = snapshot()
@@ -210,7 +215,7 @@ class Metrics:
             for state in Ladder:
                 states.add_metric([state], 1 if state is ladder else 0)
             yield states
-            open_ = ladder not in {Ladder.CLOSED, Ladder.QUARANTINED}
+            open_ = ladder not in {Ladder.CLOSED, Ladder.QUARANTINED} and ready()
             yield GaugeMetricFamily(
                 "edgeguard_ready", "1 while a verified policy is enforced.", 1 if open_ else 0
             )

@@ -12,11 +12,11 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
-from edgeguard.evidence.metrics import CONTENT_TYPE, Metrics
+from edgeguard.evidence.metrics import CONTENT_TYPE
 from edgeguard.settings import Admin
 from edgeguard.settings.values import split_address
 
@@ -28,6 +28,14 @@ class AdminError(OSError):
     """The admin address cannot be opened. Says which and why."""
 
 
+class Rendered(Protocol):
+    """Metrics of one process (`evidence.metrics.Metrics`) or of several (`evidence.totals.Totals`)."""
+
+    def render(self) -> bytes:
+        """The text exposition format 0.0.4."""
+        ...
+
+
 class AdminServer:
     """Serves health, status and metrics on the running loop.
 
@@ -36,6 +44,7 @@ class AdminServer:
         status: The document of `/status`; must be JSON.
         ready: Whether a verified policy is enforced, and in words why not.
         metrics: What `/metrics` shows.
+        refresh: Awaited before `/status` and `/metrics` are answered.
     """
 
     def __init__(
@@ -43,12 +52,15 @@ class AdminServer:
         admin: Admin,
         status: Callable[[], dict[str, object]],
         ready: Callable[[], tuple[bool, str]],
-        metrics: Metrics,
+        metrics: Rendered,
+        *,
+        refresh: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._address = admin.address
         self._status = status
         self._ready = ready
         self._metrics = metrics
+        self._refresh = refresh
         self._runner: web.AppRunner | None = None
 
     @property
@@ -107,11 +119,15 @@ class AdminServer:
         )
 
     async def _status_page(self, _: web.Request) -> web.Response:
+        if self._refresh is not None:
+            await self._refresh()
         return web.json_response(
             self._status(), dumps=lambda document: json.dumps(document, indent=2, default=str)
         )
 
     async def _metrics_page(self, _: web.Request) -> web.Response:
+        if self._refresh is not None:
+            await self._refresh()
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -176,6 +176,7 @@ class Node:
         """Where this node listens, as it is written in a proxy setting; empty before `run`."""
         self._master: EdgeMaster | None = None
         self._servers: EdgeServers | None = None
+        self._stopping = False
 
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
         """Serves until `stop`, or until cancelled, which does not wait for open work.
@@ -205,6 +206,8 @@ class Node:
             servers,
         )
         self._servers = servers
+        if self._stopping:
+            self._master.shutdown()
         keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
         keys.start()
         admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
@@ -227,8 +230,15 @@ class Node:
 
     def stop(self) -> None:
         """Ends `run` once open work is done, or after `bounds.drain_s`. Callable from any thread."""
+        self._stopping = True
         if self._master is not None:
             self._master.shutdown()
+
+    def follow(self, standing: Standing | None, floor: float) -> None:
+        """In a worker: what is in force now, and the floor of trusted time."""
+        self.clock.share(floor)
+        if isinstance(self.sync, Follower):
+            self.sync.expect(standing)
 
     @property
     def connections(self) -> int:

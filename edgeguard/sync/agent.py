@@ -112,6 +112,17 @@ class SyncAgent:
         if loop is not None and wake is not None and not loop.is_closed():
             loop.call_soon_threadsafe(wake.set)
 
+    def relay(self, event: SyncEvent) -> None:
+        """Takes what a process that follows this one has noticed: counted, paged, logged. From any thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._on_event, event)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process owns the state folder. After `start`."""
+        return self._updater is not None and self._updater.store.writable
+
     def status(self) -> dict[str, object]:
         """As `Updater.status`, and the servers. Callable from any thread after `start`."""
         if self._updater is None:

@@ -113,16 +113,11 @@ class Follower:
         return self._met.wait(timeout_s)
 
     def expect(self, standing: Standing | None) -> None:
-        """Says what is in force now. Callable from any thread after `start`; `on_followed` gets the answer."""
+        """Says what is in force now. Callable from any thread; `on_followed` gets the answer."""
+        self._expected = standing
         loop, wake = self._loop, self._wake
-        if loop is None or wake is None or loop.is_closed():
-            return
-
-        def take() -> None:
-            self._expected = standing
-            wake.set()
-
-        loop.call_soon_threadsafe(take)
+        if loop is not None and wake is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(wake.set)
 
     def status(self) -> dict[str, object]:
         """What is followed: plain data."""
@@ -145,8 +140,8 @@ class Follower:
             self._loaded.set()
 
     async def _run(self, store: Store) -> None:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._wake = wake = asyncio.Event()
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         updater = Updater(
             self.config, self._root, store, self.clock, on_snapshot=self._verify, on_event=self._on_event
         )
