@@ -133,6 +133,9 @@ class LaneDesk:
 
         What one request of a connection has shown counts for no other, so that nobody gains by sharing it.
         """
+        origin = passage.origin
+        if origin is not None:
+            return self.guard.identify(origin.address, scan.credentials, origin.proof)
         return self.guard.identify(peer_of(client), scan.credentials)
 
     def unidentified(self, passage: Passage, host: str, port: int) -> Verdict:

@@ -1,4 +1,4 @@
-"""What all connections of one listener share: services, caps, deadlines, and re-judging.
+"""What all connections of one process share: services, caps, deadlines, and re-judging.
 
 There is one coarse clock. Phases before the tunnel (head, dial, hello, refusal) have a deadline
 each, compared a few times a second; tunnels are swept by comparing byte counters. When the
@@ -81,12 +81,14 @@ class Phase(Protocol):
 
 
 class Door:
-    """The shared state of one listener. Everything runs on one event loop.
+    """The shared state of all listeners of a process. Everything runs on one event loop.
 
     Attributes:
         now: The coarse clock: the loop's time at the last tick.
         generation: Raised whenever the policy may have changed.
         connections: Client connections that are open in whatever phase.
+        turned_away: How many found the place taken, or the door closing.
+        failed: How many failed before their first request, by what they failed at.
         draining: No new connections are taken any more.
     """
 
@@ -106,6 +108,7 @@ class Door:
         self.generation = 0
         self.connections = 0
         self.turned_away = 0
+        self.failed: Counter[str] = Counter()
         self.phases: set[Phase] = set()
         self.open: set[Open] = set()
         self.tunnels: set[Tunnel] = set()
@@ -127,6 +130,7 @@ class Door:
         self.head_s = self.bounds.head_s + self._tick_s
         self.dial_s = self.bounds.dial_s + self._tick_s
         self.hello_s = self.bounds.hello_s + self._tick_s
+        self.server_first_s = self.bounds.server_first_s + self._tick_s
         self.linger_s = self.bounds.drain_s + self._tick_s
         self._timer = loop.call_later(self._tick_s, self._tick)
         self.guard.subscribe(self._policy_changed)

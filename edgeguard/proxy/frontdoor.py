@@ -5,8 +5,10 @@ Importing this module registers the mode. mitmproxy makes the instance itself, w
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
@@ -15,11 +17,21 @@ from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 
+from edgeguard.proxy.accepting import Acceptor
 from edgeguard.proxy.door import Door, Services
+from edgeguard.proxy.doortls import DoorTls
 from edgeguard.proxy.front import Front
-from edgeguard.proxy.listeners import Listener
+from edgeguard.proxy.listeners import Kind, Listener
+from edgeguard.proxy.opening import Opening
+from edgeguard.proxy.socks import Socks
+from edgeguard.proxy.transparent import Transparent
+from edgeguard.settings import Listen
 
 __all__ = ["EdgeInstance", "EdgeMode", "EdgeServers", "Services"]
+
+PROTOCOLS: Final[Mapping[Kind, type[Opening]]] = MappingProxyType(
+    {"http": Front, "socks": Socks, "transparent": Transparent}
+)
 
 
 class EdgeServers(Proxyserver):
@@ -79,12 +91,15 @@ class EdgeInstance(AsyncioServerInstance[EdgeMode]):
         if not isinstance(manager, EdgeServers):
             raise TypeError("mode `edge` needs the EdgeServers addon in place of Proxyserver")
         services = manager.services
+        listen = services.settings.listen
+        tls = None if listen.tls is None else DoorTls(listen.tls)
         for at in filter(None, (listener.at for listener in manager.listeners)):
             services.dialer.forbid(*at)
         door = Door(services, asyncio.get_running_loop())
         try:
             for listener in manager.listeners:
-                self._servers.append(await self._serve(listener, door, services.settings.listen.backlog))
+                server: Any = await self._serve(listener, door, listen, tls)
+                self._servers.append(server)
         except BaseException:
             door.close()
             for server in self._servers:
@@ -93,12 +108,24 @@ class EdgeInstance(AsyncioServerInstance[EdgeMode]):
             raise
         manager.door = door
 
-    async def _serve(self, listener: Listener, door: Door, backlog: int) -> asyncio.Server:
-        if listener.kind != "http" or listener.tls or listener.unix:
-            raise NotImplementedError(f"the door {listener} cannot be served yet")
-        return await door.loop.create_server(
-            partial(Front, door, self), sock=listener.socket, backlog=backlog
-        )
+    async def _serve(
+        self, listener: Listener, door: Door, listen: Listen, tls: DoorTls | None
+    ) -> asyncio.Server | Acceptor:
+        make = partial(PROTOCOLS[listener.kind], door, self)
+        headers_from: tuple[str, ...] = ()
+        if listener.kind != "transparent" and not listener.unix:
+            headers_from = listen.proxy_protocol_from
+        if listener.kind == "transparent" or listener.unix or listener.tls or headers_from:
+            return Acceptor(
+                listener,
+                door,
+                make,
+                backlog=listen.backlog,
+                tls=tls if listener.tls else None,
+                headers_from=headers_from,
+            )
+        # Nothing has to be known beforehand: the event loop accepts, which is faster.
+        return await door.loop.create_server(make, sock=listener.socket, backlog=listen.backlog)
 
     async def _stop(self) -> None:
         await super()._stop()

@@ -198,6 +198,19 @@ class _Writer(asyncio.StreamWriter):
         self._handover.sent += len(data)
         super().write(data)
 
+    def write_eof(self) -> None:
+        if self.can_write_eof():
+            super().write_eof()
+        else:
+            # TLS to the proxy cannot be closed by halves: what is buffered is delivered, then it ends.
+            self._handover.linger()
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        found = super().get_extra_info(name, default)
+        if name in {"peername", "sockname"} and not isinstance(found, tuple):
+            return ("unix", 0)  # the engine knows of addresses and ports only
+        return found
+
     def is_closing(self) -> bool:
         return self._handover.lingering or super().is_closing()
 

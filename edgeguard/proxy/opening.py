@@ -312,7 +312,7 @@ class Opening(ClientSide):
         address = self._address
         assert address is not None  # noqa: S101 - for the type checker
         facts = verdict.facts
-        passage = Passage(self._id, facts.client, verdict.host, verdict.port, sni.lower() if sni else None)
+        passage = Passage(self._id, facts.client, verdict.host, verdict.port, sni=sni.lower() if sni else None)
         self._hand_over(passage, verdict, (address, verdict.port))
 
     def _hand_over(

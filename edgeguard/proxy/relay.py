@@ -72,7 +72,7 @@ class End(asyncio.Protocol):
         if self.tunnel is None:
             return self.ended()
         self.tunnel.finished(self)
-        return True
+        return self.here.can_write_eof()  # TLS ends with it, whatever is answered
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.tunnel is None:
@@ -234,8 +234,12 @@ class Tunnel:
                 self.ended_by = "closed"
             end.here.close()
             end.there.close()
-        elif not end.there.is_closing():
-            end.there.write_eof()
+        elif end.there.can_write_eof():
+            if not end.there.is_closing():
+                end.there.write_eof()
+        else:
+            # TLS to the proxy cannot be closed by halves: what is buffered is delivered, then it ends.
+            end.there.close()
 
     def lost(self, end: End, error: Exception | None) -> None:
         """One transport is gone; what it had said is still delivered unless it broke."""
