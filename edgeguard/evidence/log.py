@@ -22,6 +22,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from edgeguard.evidence.record import SCHEMA, Record, encode
 from edgeguard.evidence.turnstile import Turnstile
 
@@ -143,7 +145,7 @@ class DecisionLog:
     def _run(self) -> None:
         try:
             if self._sink.torn:
-                self._write([self._started._replace(why="torn")])
+                self._write([msgspec.structs.replace(self._started, why="torn")])
             self._write([self._started])
             self._work()
         finally:

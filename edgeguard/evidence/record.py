@@ -3,13 +3,18 @@
 A record holds the facts that a replay of the decision needs, and nothing about a person: no
 subject, no token, no query values; an age only as a band. Fields that are unknown or empty are left
 out of the line. `docs/decision-log.schema.json` is `json_schema()`; a test keeps them equal.
+
+Nearly every line is what a JSON encoder makes of the record. What it would not write as the schema asks
+(text beyond ASCII, long text, long lists, the name of an assurance) takes the longer way of `_spelled`.
 """
 
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
+
+import msgspec
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.policy.decision import Lane
@@ -27,7 +32,7 @@ MAX_ITEMS: Final = 64
 type Kind = Literal["connect", "request", "close", "event"]
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One decision, the end of what was allowed (`close`), or something about the log itself (`event`)."""
 
     id: str
@@ -129,40 +134,42 @@ def encode(record: Record, seq: int, prev: str, *, paths: bool = True, chain: st
         paths: False leaves the path and the query's names out.
         chain: Name of the chain, where a node has several.
     """
-    if not paths:
-        record = record._replace(path=None, query_keys=())
-    time = record.time
-    whole = int(time // 1)
-    parts = [
-        f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(record.id)}',
-        f',"time":"{_second(whole)}.{int((time - whole) * 1_000_000):06}Z","kind":"{record.kind}"',
-    ]
+    if not paths and (record.path is not None or record.query_keys):
+        record = msgspec.structs.replace(record, path=None, query_keys=())
+    whole = int(record.time // 1)
+    head = (
+        f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(record.id)}'
+        f',"time":"{_second(whole)}.{int((record.time - whole) * 1_000_000):06}Z","kind":"{record.kind}"'
+    )
     if chain is not None:
-        parts.append(f',"chain":{_text(chain)}')
-    for start, stop, recurring in _GROUPS:
-        values = record[start:stop]
-        parts.append(_again_fields(start, values) if recurring else _fields(start, values))
-    parts.append("}")
-    return "".join(parts).encode("ascii")
+        head += f',"chain":{_text(chain)}'
+    return head.encode("ascii") + _rest(record)
 
 
-def _fields(start: int, values: tuple[Any, ...]) -> str:
-    """The members of some neighbouring fields; `start` is the index of the first in `Record`."""
+def _rest(record: Record) -> bytes:
+    """The members after `kind`, with a comma before each, and the closing brace."""
+    if record.assurance is None:
+        try:
+            line = _encoder.encode(record)
+        except UnicodeEncodeError:  # a lone surrogate: only escapes can write it
+            return _spelled(record)
+        # No text in so short a line can be too long, and no list with so few separators.
+        if len(line) <= MAX_TEXT and line.count(b'","') < MAX_ITEMS and line.isascii():
+            # Inside a text a quote has a backslash before it, so this is the member itself.
+            return line[line.index(b',"kind":"') + 10 + len(record.kind) :]
+    return _spelled(record)
+
+
+def _spelled(record: Record) -> bytes:
+    """The same, member by member."""
     text = ""
-    for index, value in enumerate(values, start):
-        # The empty tuple is one object, so `is` finds every empty list.
-        if value is not None and value is not _EMPTY:
-            label, write = _WRITERS[index - 3]
+    for value, (label, write) in zip(msgspec.structs.astuple(record)[3:], _WRITERS, strict=True):
+        if value is not None and value != ():
             text += label + write(value)
-    return text
+    return (text + "}").encode("ascii")
 
 
-# Most of a line is what the lines before it said too.
-_again_fields: Final = lru_cache(4096)(_fields)
-
-
-_EMPTY: Final[tuple[str, ...]] = ()
-
+_encoder: Final = msgspec.json.Encoder()
 _TEXT: Final[dict[str, Any]] = {"type": "string", "maxLength": MAX_TEXT}
 _TEXTS: Final[dict[str, Any]] = {"type": "array", "maxItems": MAX_ITEMS, "items": _TEXT}
 _PAIRS: Final[dict[str, Any]] = {**_TEXTS, "items": {**_TEXTS, "minItems": 2, "maxItems": 2}}
@@ -244,30 +251,6 @@ _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
 """The fields that a line has if they are known, in the order of `Record`."""
 
 _WRITERS: Final = tuple((f',"{name}":', write) for name, (_, _, write) in _REST.items())
-
-
-def _groups() -> tuple[tuple[int, int, bool], ...]:
-    """Neighbouring fields as (first, end, whether the same values come again and again)."""
-    starts = (
-        "connection",
-        "verdict",
-        "client",
-        "host",
-        "method",
-        "path",
-        "token",
-        "addresses",
-        "bundle",
-        "staleness_s",
-        "limits",
-        "sent",
-    )
-    fresh = {"connection", "path", "staleness_s", "sent"}
-    bounds = [*(Record._fields.index(name) for name in starts), len(Record._fields)]
-    return tuple((bounds[i], bounds[i + 1], name not in fresh) for i, name in enumerate(starts))
-
-
-_GROUPS: Final = _groups()
 
 
 def json_schema() -> dict[str, object]:

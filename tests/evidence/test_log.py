@@ -248,7 +248,7 @@ def test_defects_cost_one_record_not_the_log(path, caplog):
 
     log = DecisionLog(path, 10, observers=[observer])
     log.offer(fail)
-    log.offer(record(1)._replace(path=3))
+    log.offer(record(1, path=object()))
     log.offer(record(2))
     log.close()
     entries = [json.loads(line) for line in lines(path)]

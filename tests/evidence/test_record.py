@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.evidence.record import (
@@ -15,6 +16,8 @@ from edgeguard.evidence.record import (
     MAX_TEXT,
     SCHEMA,
     Record,
+    _rest,
+    _spelled,
     age_band,
     encode,
     json_schema,
@@ -103,7 +106,7 @@ def test_schema_names_every_field_of_the_record_in_order():
     properties = list(json_schema()["properties"])
     assert properties[:3] == ["schema", "seq", "prev"]
     properties.remove("chain")  # the log's, not the record's
-    assert properties[3:] == list(Record._fields)
+    assert properties[3:] == list(Record.__struct_fields__)
 
 
 def test_full_line():
@@ -142,6 +145,21 @@ def test_any_text_is_one_ascii_line(host, path, names, time):
     assert b"\r" not in line
     entry = check(line)
     assert (entry["host"], entry["path"], entry.get("names", [])) == (host, path, names)
+
+
+def test_the_short_way_and_the_long_way_say_the_same():
+    for fields in ({}, {"assurance": None}, {"assurance": None, "lane": None, "reason": None, "would": ()}):
+        record = structs.replace(FULL, **fields)
+        short = json.loads(b"{" + _rest(record)[1:])
+        assert short == json.loads(b"{" + _spelled(record)[1:])
+
+
+@given(text=st.text(st.characters(), max_size=30), items=st.lists(st.text(max_size=3), max_size=80))
+def test_whatever_the_text_both_ways_say_the_same(text, items):
+    record = Record(
+        "x", 0.0, "connect", connection=text, host='","kind":"' + text, limits=tuple(items), sent=7
+    )
+    assert json.loads(b"{" + _rest(record)[1:]) == json.loads(b"{" + _spelled(record)[1:])
 
 
 def test_long_things_are_cut():

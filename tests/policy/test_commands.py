@@ -160,14 +160,17 @@ def test_diff_reads_bundles(pair, tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
+    from msgspec import structs
+
     from edgeguard.evidence.record import Record, encode
     from edgeguard.policy.decision import Lane
 
-    common = Record("d-1", 1_780_000_000.0, "request")._replace(
+    common = Record(
+        "d-1", 1_780_000_000.0, "request",
         verdict="allow", rule="a", lane=Lane.INSPECT, client="web", identified=True, host="b.example", port=443, protocol="tls",
         method="GET", path="/x",
     )  # fmt: skip
-    other = common._replace(id="d-2", path=None)
+    other = structs.replace(common, id="d-2", path=None)
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(encode(common, 1, "0" * 64) + b"\n" + encode(other, 2, "0" * 64) + b"\n{\n")
     return path

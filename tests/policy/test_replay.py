@@ -26,10 +26,11 @@ def rule(id_="r", **fields):
 
 
 def line(**fields):
-    record = Record("d-1", NOW, "request")._replace(
-        verdict="allow", rule="r", lane=Lane.INSPECT, client="web", identified=True, host="a.example", port=443,
-        protocol="tls", method="GET", path="/a",
-    )._replace(**fields)  # fmt: skip
+    usual = {
+        "verdict": "allow", "rule": "r", "lane": Lane.INSPECT, "client": "web", "identified": True, "host": "a.example", "port": 443,
+        "protocol": "tls", "method": "GET", "path": "/a",
+    }  # fmt: skip
+    record = Record(**{"id": "d-1", "time": NOW, "kind": "request"} | usual | fields)
     return json.loads(encode(record, 1, "0" * 64))
 
 
