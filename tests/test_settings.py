@@ -54,7 +54,14 @@ def test_commented_keys_of_a_shipped_file_load_too(path, tmp_path):
         text = text.replace(f"\n{other}\n", "\n")
     copy = tmp_path / path.name
     copy.write_text(text)
-    load_settings(copy, {"EDGEGUARD_SCANNER_SECRET": "s", "EDGEGUARD_ALERT_TOKEN": "t"})
+    load_settings(
+        copy,
+        {
+            "EDGEGUARD_SCANNER_SECRET": "s",
+            "EDGEGUARD_ALERT_TOKEN": "t",
+            "EDGEGUARD_PARENT_CREDENTIALS": "u:p",
+        },
+    )
 
 
 def test_every_key_is_in_a_shipped_file():

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from edgeguard.policy.names import is_address
 from edgeguard.settings.values import (
     Address,
     AnchoredPath,
@@ -35,8 +36,12 @@ from edgeguard.settings.values import (
     header_name,
     host_port,
     is_loopback,
+    near,
+    parent_permitted,
+    proxy_url,
     server,
     split_address,
+    split_proxy,
     unix_path,
     web_url,
 )
@@ -396,11 +401,59 @@ class Resolver(Section):
         return self
 
 
+class ParentProxy(Section):
+    """A parent proxy: upstreams are reached through its CONNECT, which names the address that was checked and never the host."""
+
+    address: Annotated[str, AfterValidator(proxy_url)] = ""
+    """Where the parent listens: `host:port`, or `https://host:port` where it speaks TLS. Empty: upstreams are dialled directly."""
+    allow_internal: bool = False
+    """Whether the parent may stand on loopback or in private space. Metadata addresses never."""
+    credentials: Secret | None = None
+    """`user:password` for the parent, sent as Basic; as `{ file = "..." }` or `{ env = "..." }`."""
+    ca_file: AnchoredPath | None = None
+    """Certificate authorities for a parent that speaks TLS (PEM). Unset: certifi's."""
+    no_proxy: tuple[Annotated[str, AfterValidator(near)], ...] = ()
+    """What is dialled directly all the same: hosts as rules write them (`host`, `*.host`, `**.host`), addresses and networks."""
+
+    @property
+    def host(self) -> str:
+        return split_proxy(self.address)[1]
+
+    @property
+    def port(self) -> int:
+        return split_proxy(self.address)[2]
+
+    @property
+    def tls(self) -> bool:
+        return split_proxy(self.address)[0] == "https"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.address:
+            if self.model_fields_set - {"address"}:
+                raise ValueError('needs address, like "proxy.example.com:3128"')
+            return self
+        if self.ca_file is not None and not self.tls:
+            raise ValueError("ca_file is for a parent that speaks TLS; write its address with https://")
+        secret = "a:b" if self.credentials is None else self.credentials.get_secret_value()
+        if ":" not in secret or not secret.isprintable():
+            raise ValueError('credentials are a user and a password, like "proxy-user:secret"')
+        if is_address(self.host) and not parent_permitted(self.host, internal=self.allow_internal):
+            raise ValueError(
+                f"{self.host} is not a public address; where the parent is meant to stand there, set allow_internal = true"
+                if parent_permitted(self.host, internal=True)
+                else f"{self.host} is no address of a proxy"
+            )
+        return self
+
+
 class Upstream(Section):
-    """How upstream servers are verified."""
+    """How upstream servers are reached and verified."""
 
     ca_file: AnchoredPath | None = None
     """Certificate authorities for upstreams (PEM). Unset: certifi's, never the image's store."""
+    proxy: ParentProxy = ParentProxy()
+    """A parent proxy."""
 
 
 class Replies(Section):

@@ -58,6 +58,7 @@ def _type_name(annotation: object) -> str:
         return f"table of {_type_name(arguments[1])}"
     names: dict[object, str] = {
         str: "text",
+        bool: "true or false",
         int: "whole number",
         float: "number",
         Path: "path",

@@ -1,13 +1,15 @@
 """Checked values of the configuration: addresses, paths, secrets, names. Each error says what to write."""
 
 import ipaddress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
-from edgeguard.policy.names import HostError, canonical_host
+from edgeguard.policy.addresses import AddressClass, classify
+from edgeguard.policy.names import HostError, canonical_host, split_authority
 
 _ASIDE_FORM = 'write { file = "..." } or { env = "..." }: a secret never stands in the file itself'
 _ASIDE_MAX_BYTES = 65_536
@@ -132,6 +134,47 @@ def server(text: str) -> str:
             f'{text!r} is not a DNS server; write an address like "192.0.2.53" or "192.0.2.53:5353"'
         ) from None
     return text
+
+
+def split_proxy(text: str) -> tuple[str, str, int]:
+    """`host:port`, `http://host:port` or `https://host:port` as (scheme, canonical host, port). Raises ValueError."""
+    scheme, separator, authority = text.rpartition("://")
+    if not separator:
+        scheme = "http"
+    if scheme not in {"http", "https"}:
+        raise ValueError(f"{scheme}:// is no scheme of a proxy; write http:// or https://")
+    host, port = split_authority(authority.removesuffix("/"), None)
+    if not port:
+        raise ValueError("port 0 is no proxy's")
+    return scheme, host, port
+
+
+def proxy_url(text: str) -> str:
+    if text:
+        try:
+            split_proxy(text)
+        except ValueError as error:
+            raise ValueError(f'{error}; write it like "proxy.example.com:3128"') from None
+    return text
+
+
+_INTERNAL_SPACE = frozenset(
+    {AddressClass.PRIVATE, AddressClass.SHARED, AddressClass.LOOPBACK, AddressClass.LINK_LOCAL}
+)
+
+
+def parent_permitted(address: str, *, internal: bool) -> bool:
+    """Whether a parent proxy may stand at a canonical address: in public space, or in `internal` space if that was said."""
+    kind = classify(address)
+    return kind is AddressClass.PUBLIC or (internal and kind in _INTERNAL_SPACE)
+
+
+def near(text: str) -> str:
+    """An entry of `no_proxy` in canonical form: a network, or a host with `*.` or `**.` before it or nothing."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_network(text))
+    stars = next((stars for stars in ("**.", "*.") if text.startswith(stars)), "")
+    return stars + _host(text.removeprefix(stars))
 
 
 def _host(text: str) -> str:
