@@ -28,13 +28,13 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
         host, port = request.data.host, request.data.port
         secure = request.scheme == "https"
     else:
-        client, port = passage.client, passage.port
-        host = passage.host
-        if host is None and passage.original is not None:
+        claimed = passage.host
+        if claimed is None and passage.original is not None:
             # In the clear at a transparent door: each request says itself where it wants to go.
-            host = host_of(scan)
-        if host is None or port is None:
+            claimed = host_of(scan)
+        if claimed is None or passage.port is None:
             raise RuntimeError("a request in a tunnel without a destination")
+        client, host, port = passage.client, claimed, passage.port
         secure = flow.client_conn.tls_established or request.scheme == "https"
         if request.is_http2 and request.authority:
             names.append(request.authority)

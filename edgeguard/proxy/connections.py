@@ -59,8 +59,7 @@ class Connection:
     """Why we end it, if we do."""
 
     def begin(self, ident: str, verdict: Verdict) -> Exchange:
-        """Keeps an allow; of its addresses the first, which is the one that is dialled."""
-        verdict = verdict._replace(addresses=verdict.addresses[:1])
+        """Keeps a settled allow."""
         exchange = self.exchanges[ident] = Exchange(ident, verdict, verdict.until)
         return exchange
 

@@ -60,6 +60,7 @@ class Desk(Protocol):
 
     def unreadable(self, client: Client, reason: Reason) -> http.Response: ...
     def hello(self, client: Client, hello: Hello | None) -> None: ...
+    def opaque(self, client: Client) -> bool: ...
     def misdirected(self, client: Client) -> None: ...
     def multiplexed(self, client: Client, h2: BufferedH2Connection) -> None: ...
     def within(self, client: Client, seconds: float | None) -> None: ...
@@ -146,6 +147,12 @@ class EdgeStream(engine.HttpStream):
             yield engine.SendHttp(http_events.ResponseData(self.stream_id, content), client)
         yield engine.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), client)
         self._desk.draining(client)
+
+    def handle_connect_finish(self) -> layer.CommandGenerator[None]:
+        if self.flow.response is None and self._desk.opaque(self.context.client):
+            # Its server may be the one to speak first: nothing is waited for.
+            self.child_layer = Relay(self.context, self._desk, None)
+        yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]
 
     def start_request_stream(self) -> layer.CommandGenerator[None]:
         """Begins to pass a body on, or, when the request is refused already, replies and drops it."""

@@ -6,16 +6,18 @@ the last records.
 """
 
 import asyncio
+import contextlib
 import importlib.metadata
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeguard import __version__
 from edgeguard.bundle.state import TrustState
+from edgeguard.bundle.testkeys import loopback_only
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.metrics import Metrics
 from edgeguard.evidence.record import Record
@@ -113,6 +115,8 @@ class Node:
         self._part = part
         grounds = preflight(settings, part.root if part is not None else None)
         self.authority: Authority = grounds.authority
+        self.local_only = loopback_only(grounds.trust.root, settings.environment)
+        """Why this node may listen on loopback only; None if it may listen anywhere."""
         self.metrics = Metrics()
         limiter = ProcessLimiter(settings.bounds.limit_keys)
         self.log = DecisionLog(
@@ -178,55 +182,74 @@ class Node:
         self._servers: EdgeServers | None = None
         self._stopping = False
 
+    @contextlib.asynccontextmanager
+    async def enforcing(self) -> AsyncIterator[Resolver]:
+        """Everything beside the doors: sync, deadlines, keys of issuers, the admin address. Yields the resolver.
+
+        Raises:
+            NodeError, StoreError, Refusal: root, state folder or supervisor. AdminError: the address is in use.
+        """
+        settings = self.settings
+        try:
+            await asyncio.to_thread(self.sync.start)
+            if isinstance(self.sync, Follower) and not await asyncio.to_thread(self.sync.wait, AHEAD_S):
+                raise NodeError(self.sync.last.problem)
+            await asyncio.to_thread(remember_authority, settings)
+            self.guard.start()
+            resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
+            keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
+            keys.start()
+            admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
+            try:
+                await admin.start()
+                address = admin.address if self._part is None else self._part.admin
+                if address and not address.startswith("unix:"):
+                    self.forbid(*split_address(address))
+                yield resolver
+            finally:
+                await admin.stop()
+                await keys.stop()
+        finally:
+            self.guard.stop()
+            await asyncio.to_thread(self.sync.stop)
+            await asyncio.to_thread(self.log.close)
+
+    def forbid(self, host: str, port: int) -> None:
+        """Notes an address that this process listens on: no client is ever sent there."""
+        self._dialer.forbid(host, port)
+
     async def run(self, ready: Callable[[Address], None] | None = None) -> None:
         """Serves until `stop`, or until cancelled, which does not wait for open work.
 
         Raises:
-            NodeError: a worker that cannot load what is in force.
             ListenError: a door cannot be opened. StoreError, Refusal: the state folder or the root cannot be used.
         """
         settings = self.settings
-        await asyncio.to_thread(self.sync.start)
-        if isinstance(self.sync, Follower) and not await asyncio.to_thread(self.sync.wait, AHEAD_S):
-            raise NodeError(self.sync.last.problem)
-        await asyncio.to_thread(remember_authority, settings)
-        self.guard.start()
-        passages = Passages()
-        resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
-        listeners = bind(settings) if self._listeners is None else self._listeners
-        self.doors = tuple(map(str, listeners))
-        servers = EdgeServers(
-            Services(self.guard, resolver, self._dialer, passages, settings, self.clock.now), listeners
-        )
-        self._master = EdgeMaster(
-            EdgeguardAddon(self.guard, resolver, passages, settings),
-            settings,
-            self.authority,
-            ["edge"],
-            servers,
-        )
-        self._servers = servers
-        if self._stopping:
-            self._master.shutdown()
-        keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
-        keys.start()
-        admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
-        try:
-            await admin.start()
-            _forbid(self._dialer, admin.address if self._part is None else self._part.admin)
+        async with self.enforcing() as resolver:
+            passages = Passages()
+            listeners = bind(settings) if self._listeners is None else self._listeners
             try:
-                await serve(self._master, ready=_first(ready, listeners))
-                await _drained(servers, settings.bounds.drain_s)
+                self.doors = tuple(map(str, listeners))
+                servers = EdgeServers(
+                    Services(self.guard, resolver, self._dialer, passages, settings, self.clock.now),
+                    listeners,
+                )
+                self._master = EdgeMaster(
+                    EdgeguardAddon(self.guard, resolver, passages, settings),
+                    settings,
+                    self.authority,
+                    ["edge"],
+                    servers,
+                )
+                self._servers = servers
+                try:
+                    await serve(self._master, ready=_first(ready, listeners))
+                    await _drained(servers, settings.bounds.drain_s)
+                finally:
+                    servers.close_all()
             finally:
-                servers.close_all()
-                await admin.stop()
                 if self._listeners is None:
                     release(listeners)
-        finally:
-            await keys.stop()
-            self.guard.stop()
-            await asyncio.to_thread(self.sync.stop)
-            await asyncio.to_thread(self.log.close)
 
     def stop(self) -> None:
         """Ends `run` once open work is done, or after `bounds.drain_s`. Callable from any thread."""
@@ -293,12 +316,6 @@ def _essentials(settings: Settings, trust: TrustState) -> set[tuple[str, int]]:
 def _pair(text: str) -> tuple[str, int]:
     host, port = split_authority(text, None)
     return canonical_host(host), port
-
-
-def _forbid(dialer: Dialer, address: str) -> None:
-    """A client must not reach the admin address through the proxy."""
-    if address and not address.startswith("unix:"):
-        dialer.forbid(*split_address(address))
 
 
 async def _drained(servers: EdgeServers, within_s: float) -> None:

@@ -21,6 +21,8 @@ class Passage:
     host: str | None = None
     """Canonical authority of the tunnel; None on a plain forward connection, where each request names its own."""
     port: int | None = None
+    original: str | None = None
+    """Canonical address that the client of a transparent door dialled: whatever is claimed has to resolve to it."""
     sni: str | None = None
     """Canonical SNI of the ClientHello, once read; None when the form without SNI is the expected one."""
     origin: Origin | None = None

@@ -1,11 +1,13 @@
 """edgeguard as an addon of a stock mitmproxy: `mitmdump -s "$(python -m edgeguard.proxy.plain)"`.
 
-The same policy, engine and decision log as `edgeguard run`, without the front door. The settings
-come from the option `edgeguard_config` or the variable EDGEGUARD_CONFIG. Until they are read and
-the node is built, every client is turned away. What only the front door can do is said at start.
+The same policy, engine and decision log as `edgeguard run`, without the front door, in the modes
+regular, reverse:http(s), socks5 and transparent. The settings come from the option
+`edgeguard_config` or the variable EDGEGUARD_CONFIG. Until they are read and the node is built, every
+client is turned away. What only the front door can do is said at start.
 """
 
-import asyncio
+import contextlib
+import ipaddress
 import logging
 import os
 import sys
@@ -22,13 +24,12 @@ from mitmproxy.proxy import mode_specs
 
 from edgeguard.bundle.refusal import Refusal
 from edgeguard.proxy import failsafe
-from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.authority import AuthorityError
 from edgeguard.proxy.master import FIXED_OPTIONS, silence_key_logs
+from edgeguard.proxy.modes import PlainAddon
 from edgeguard.proxy.node import Node
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.preflight import NodeError
-from edgeguard.proxy.resolver import Resolver
 from edgeguard.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,28 @@ logger = logging.getLogger(__name__)
 OPTION: Final = "edgeguard_config"
 VARIABLE: Final = "EDGEGUARD_CONFIG"
 NOT_GUARANTEED: Final = (
-    "no deadline for a request head or a ClientHello, and no cap on connections and tunnels",
+    "no deadline for the first request head or SOCKS greeting to begin, and no cap on connections and tunnels",
     "a failure in another addon lets its flow go on; ours refuses",
-    "only the first address that was checked is dialled",
+    "a refused SOCKS5 or transparent connection is closed: the reason stands in the decision log only",
     "mitmproxy reloads a changed script while it runs; keep this file read-only",
+    "[listen], [upstream.proxy] and workers of the configuration mean nothing here; mitmproxy listens as its options say",
 )
 """What the front door of `edgeguard run` adds to plain mitmproxy."""
-_MODES: Final = (mode_specs.RegularMode, mode_specs.ReverseMode)
+_UNCOVERED: Final[dict[type[mode_specs.ProxyMode], str]] = {
+    mode_specs.UpstreamMode: "the parent proxy would resolve the names, so no address could be checked",
+    mode_specs.DnsMode: "names would be resolved that no rule allows",
+    mode_specs.WireGuardMode: "it brings UDP, and no claim that could be judged",
+    mode_specs.LocalMode: "it brings UDP, and no claim that could be judged",
+    mode_specs.TunMode: "it brings UDP, and no claim that could be judged",
+}
+"""Why a mode is refused."""
+_COVERED: Final = (
+    mode_specs.RegularMode,
+    mode_specs.ReverseMode,
+    mode_specs.Socks5Mode,
+    mode_specs.TransparentMode,
+)
+_FIXED_WHILE_RUNNING: Final = frozenset({OPTION, "mode", "server", "listen_host", "listen_port"})
 
 
 class TurnsAway:
@@ -62,6 +78,8 @@ class PlainEdgeguard:
     def __init__(self) -> None:
         self.addons: list[object] = [TurnsAway()]
         self._node: Node | None = None
+        self._running = contextlib.AsyncExitStack()
+        self._serving = False
 
     def load(self, loader: Loader) -> None:
         silence_key_logs()
@@ -70,9 +88,9 @@ class PlainEdgeguard:
     def configure(self, updated: set[str]) -> None:
         """Raises OptionsError: mitmproxy then does not start."""
         if self._node is not None:
-            if OPTION in updated:
-                raise exceptions.OptionsError(f"{OPTION} cannot change while the proxy runs")
-            check_options()
+            if self._serving and (fixed := updated & _FIXED_WHILE_RUNNING):
+                raise exceptions.OptionsError(f"{min(fixed)} cannot change while edgeguard runs; start anew")
+            check_options(self._node)
             return
         path = getattr(ctx.options, OPTION) or os.environ.get(VARIABLE, "")
         if path:
@@ -86,8 +104,6 @@ class PlainEdgeguard:
             raise exceptions.OptionsError(f"edgeguard: {error}") from error
         self._node = node
         ctx.options.update(**plain_options(settings, node.authority.directory))
-        resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
-        self._enforcing = EdgeguardAddon(node.guard, resolver, Passages(), settings)
 
     async def running(self) -> None:
         node = self._node
@@ -95,20 +111,25 @@ class PlainEdgeguard:
             logger.error("edgeguard has no settings: give --set %s=FILE or set %s", OPTION, VARIABLE)
             ctx.master.shutdown()
             return
-        check_options()
-        await asyncio.to_thread(node.sync.start)
-        node.guard.start()
-        self.addons = [self._enforcing]
+        try:
+            check_options(node)
+            resolver = await self._running.enter_async_context(node.enforcing())
+        except Exception as error:  # noqa: BLE001 - fail closed
+            # Fail closed: mitmproxy would go on listening after an exception here.
+            logger.error("edgeguard cannot start: %s", error)  # noqa: TRY400 - one clear line
+            ctx.master.shutdown()
+            return
+        for host, port, *_ in ctx.master.addons.get("proxyserver").listen_addrs():
+            node.forbid(host, port)
+        self._serving = True
+        self.addons = [PlainAddon(node.guard, resolver, Passages(), node.settings)]
         for line in NOT_GUARANTEED:
             logger.log(ALERT, "edgeguard without its front door: %s", line)
 
     async def done(self) -> None:
-        node, self._node = self._node, None
-        if node is not None:
-            self.addons = [TurnsAway()]
-            node.guard.stop()
-            await asyncio.to_thread(node.sync.stop)
-            await asyncio.to_thread(node.log.close)
+        self._node = None
+        self.addons = [TurnsAway()]
+        await self._running.aclose()
 
 
 def plain_options(settings: Settings, authority: Path) -> dict[str, object]:
@@ -120,20 +141,40 @@ def plain_options(settings: Settings, authority: Path) -> dict[str, object]:
     }
 
 
-def check_options() -> None:
+def check_options(node: Node) -> None:
     """Raises OptionsError if somebody set an option that undoes the enforcement, or a mode it does not cover."""
     for name, value in FIXED_OPTIONS.items():
         if getattr(ctx.options, name) != value:
             raise exceptions.OptionsError(f"edgeguard needs the option {name} to be {value!r}")
     for spec in ctx.options.mode:
         mode = mode_specs.ProxyMode.parse(spec)
-        covered = isinstance(mode, _MODES)
-        if isinstance(mode, mode_specs.ReverseMode):
-            covered = mode.scheme in {"http", "https"}
-        if not covered:
+        if why := uncovered(mode):
             raise exceptions.OptionsError(
-                f"edgeguard as an addon covers the modes regular and reverse:http(s), not {spec}; use `edgeguard run`"
+                f"edgeguard as an addon covers the modes regular, reverse:http(s), socks5 and transparent, "
+                f"not {spec}: {why}; use `edgeguard run`"
             )
+        host = mode.listen_host(ctx.options.listen_host)
+        if node.local_only is not None and not _is_loopback(host):
+            raise exceptions.OptionsError(
+                f"{node.local_only}, so mitmproxy may listen on loopback only, not on {host or 'all addresses'}; "
+                "give --listen-host 127.0.0.1"
+            )
+
+
+def uncovered(mode: mode_specs.ProxyMode) -> str | None:
+    """Why a mode cannot be enforced, in words; None if it can."""
+    if isinstance(mode, mode_specs.ReverseMode) and mode.scheme not in {"http", "https"}:
+        return "what passes there is not HTTP"
+    if isinstance(mode, _COVERED):
+        return None
+    return next((why for kind, why in _UNCOVERED.items() if isinstance(mode, kind)), "it is unknown")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 addons = [PlainEdgeguard()]

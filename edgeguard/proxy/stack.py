@@ -10,6 +10,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as engine
 from mitmproxy.proxy.layers import modes, tls
 
+from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe
@@ -45,7 +46,7 @@ class Stack:
         elif isinstance(top, tls.ClientTLSLayer):
             nextlayer.layer = EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
         elif (
-            isinstance(top, (engine.HttpStream, modes.TransparentProxy))
+            isinstance(top, (engine.HttpStream, modes.TransparentProxy, modes.Socks5Proxy))
             and connection.passage.host is not None
         ):
             if connection.tunnel is not None and connection.tunnel.verdict.facts.protocol == "tcp":
@@ -56,9 +57,52 @@ class Stack:
                 nextlayer.layer = server_tls
             else:
                 nextlayer.layer = self._clear(context, connection)
+        elif isinstance(top, modes.TransparentProxy) and connection.passage.original is not None:
+            nextlayer.layer = self._redirected(context, connection, first)
         else:
-            # A door without a claim that could be judged (SOCKS5, transparent): not without the front door.
             nextlayer.layer = failsafe.DenyLayer(context)
+
+    def _redirected(self, context: Context, connection: Connection, first: bytes) -> layer.Layer:
+        """At a transparent door: TLS and HTTP name where they want to go, other bytes need a rule for the address."""
+        if first == b"\x16":
+            server_tls = tls.ServerTLSLayer(context)
+            server_tls.child_layer = EdgeClientTLS(context, self._desk)
+            return server_tls
+        if self.opaque(connection, context, tls_first=False):
+            return Relay(context, self._desk, None)
+        if first.isalpha():
+            return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
+        self._desk.guard.refuse(self._opaque(connection), Reason.OPAQUE_TUNNEL)
+        return failsafe.DenyLayer(context)
+
+    def opaque(self, connection: Connection, context: Context, *, tls_first: bool = True) -> bool:
+        """Whether a rule lets bytes go unread to the address that the client dialled; then it is settled.
+
+        With `tls_first` only where nothing else is allowed there: the server may be the one to speak first.
+        """
+        verdict = self._opaque(connection)
+        if not verdict.allow or (
+            tls_first and self._desk.guard.judge(verdict.facts._replace(protocol="tls")).allow
+        ):
+            return False
+        verdict = self._desk.guard.admit(verdict, (verdict.facts.host,))
+        if not verdict.allow:
+            return False
+        verdict = self._desk.guard.settle(verdict)
+        if not verdict.allow:
+            return False
+        passage = connection.passage
+        connection.tunnel = self._desk.begin(connection, context.client.id, verdict)
+        passage.host = verdict.host
+        self._desk.passages.grant(context.client.id, verdict.addresses, verdict.port)
+        context.server.address = (verdict.addresses[0], verdict.port)
+        return True
+
+    def _opaque(self, connection: Connection) -> Verdict:
+        passage = connection.passage
+        return self._desk.guard.judge(
+            Facts(passage.connection, passage.client, passage.original or "", passage.port or 0, "tcp")
+        )
 
     def _clear(self, context: Context, connection: Connection) -> layer.Layer:
         """A tunnel without TLS: plain HTTP or anything else, each only where a rule allows it."""
