@@ -113,6 +113,7 @@ class Stack:
         protocols: tuple[Protocol, ...] = ("http", "tcp")
         for protocol in protocols:
             again = self._desk.guard.judge(verdict.facts._replace(protocol=protocol))
+            again = again._replace(aliases=verdict.aliases)
             if self._desk.guard.admit(again, verdict.addresses).allow:
                 if protocol == "http":
                     return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
@@ -140,4 +141,3 @@ class Stack:
             return http_layer
         top.child_layer = http_layer
         return outer  # type: ignore[no-any-return]
-            again = again._replace(aliases=verdict.aliases)
