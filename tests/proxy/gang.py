@@ -7,35 +7,122 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 from edgeguard.evidence.log import verify_chain
-from tests.e2e.kit import Place, wait_until
+from edgeguard.policy.compile import compile_policy
+from edgeguard.policy.model import Module, Policy
+from tests.bench.world import ENVIRONMENT, Repository
+from tests.e2e.kit import free_port, plain_environment, wait_until
 from tests.fakes import client_hello
 
 PONG = b"the upstream has seen the whole hello"
 
 
-class Gang(Place):
-    """A world whose proxy has `workers` processes. Its upstream for tunnels echoes what comes after the hello."""
+class Gang:
+    """A node with `workers` processes, a repository, and an upstream that echoes what comes after the hello.
 
-    def __init__(
-        self, folder: Path, keys: Path, *, workers: int = 2, drain_s: float = 2, stream: bool = False
-    ):
-        super().__init__(folder, keys)
-        self.count, self.drain_s, self.stream = workers, drain_s, stream
+    Args:
+        folder: Empty.
+        stream: The decision log goes to standard output, which is the file `proxy.out`.
+    """
+
+    def __init__(self, folder: Path, *, workers: int = 2, drain_s: float = 3, stream: bool = False):
+        self.folder, self.count = folder, workers
         self.echo = Echo()
-        self.tls_upstream, self.tls = self.tls, self.echo.port
+        self.repository = Repository(folder)
+        self.proxy, self.admin = free_port(), free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log, self.out = folder / "proxy.log", folder / "proxy.out"
+        self.config = folder / "edgeguard.toml"
+        self.config.write_text(f"""\
+environment = "{ENVIRONMENT}"
+workers = {workers}
+[listen]
+address = "127.0.0.1:{self.proxy}"
+[trust]
+root = "{self.repository.root}"
+state_dir = "state"
+[sync]
+urls = ["{self.repository.url}"]
+poll_s = 0.5
+long_poll_s = 0
+[identity]
+static = "tests"
+[evidence]
+log = "{"-" if stream else "decisions.jsonl"}"
+[admin]
+address = "127.0.0.1:{self.admin}"
+[resolver]
+mode = "static"
+[resolver.static]
+"tunnel.example" = ["127.0.0.1"]
+"later.example" = ["127.0.0.1"]
+[bounds]
+drain_s = {drain_s}
+""")
+
+    def __enter__(self):
+        return self
 
     def __exit__(self, *exception):
-        super().__exit__(*exception)
+        self.stop()
+        self.repository.close()
         self.echo.close()
 
-    def _config(self):
-        text = f"workers = {self.count}\n" + super()._config() + f"[bounds]\ndrain_s = {self.drain_s}\n"
-        return text.replace(f'log = "{self.decisions}"', 'log = "-"') if self.stream else text
+    def publish(self, *hosts):
+        """The next version of a policy that allows these hosts."""
+        rules = [
+            {"id": host.split(".")[0], "effect": "allow", "to": [f"{host}:{self.echo.port}"]}
+            | {"resolves_to": ["127.0.0.0/8"], "rationale": "For the tests."}
+            for host in hosts
+        ]
+        module = {"edgeguard": 1, "module": "tests", "owner": "tests", "rules": rules}
+        self.repository.publish(compile_policy(Policy(modules=(Module.model_validate(module),))))
+
+    def start(self, *hosts):
+        """Publishes the first version and waits until every worker enforces it."""
+        self.publish(*(hosts or ("tunnel.example",)))
+        self.launch()
+        self.settled()
+        return self
+
+    def launch(self):
+        """Starts the node, and waits for nothing."""
+        with self.log.open("ab") as log, self.out.open("ab") as out:
+            command = [sys.executable, "-m", "edgeguard", "run", "--config", str(self.config)]
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=out, stderr=log, env=plain_environment()
+            )
+
+    def stop(self, how=signal.SIGTERM):
+        """Ends the node; its exit code."""
+        if self.process is None:
+            return None
+        process, self.process = self.process, None
+        pids = [one["pid"] for one in self.status().get("workers", [])] if process.poll() is None else []
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            for pid in pids:
+                wait_until(lambda pid=pid: not alive(pid), "the end of the workers", 20)
+
+    def status(self):
+        """What the admin address says; empty while nobody answers."""
+        try:
+            return json.loads(self.get("/status")[1])
+        except (OSError, http.client.HTTPException, ValueError):
+            return {}
 
     def workers(self, state="serving"):
         """Reports of the workers in a state."""
@@ -54,7 +141,7 @@ class Gang(Place):
 
     @property
     def supervisor(self):
-        return self._processes["proxy"].pid
+        return self.process.pid
 
     def get(self, page):
         connection = http.client.HTTPConnection("127.0.0.1", self.admin, timeout=5)
@@ -86,7 +173,13 @@ class Gang(Place):
 
     def tunnel(self, host="tunnel.example", timeout=10):
         """An open tunnel that has carried bytes both ways."""
-        return open_tunnel(self.proxy, host, self.tls, timeout)
+        return open_tunnel(self.proxy, host, self.echo.port, timeout)
+
+    @contextlib.contextmanager
+    def holding(self, count):
+        """So many open tunnels, for the time of a `with` block."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.tunnel()) for _ in range(count)]
 
 
 def _read(line):
@@ -127,7 +220,7 @@ class Refused(Exception):
 
 def _until(client, end):
     data = b""
-    while not data.endswith(end):
+    while end not in data:
         more = client.recv(4096)
         if not more:
             raise ConnectionResetError("closed")
@@ -182,7 +275,7 @@ class Load:
     def _work(self):
         while not self._stop.is_set():
             try:
-                with open_tunnel(self._gang.proxy, self._host, self._gang.tls) as client:
+                with open_tunnel(self._gang.proxy, self._host, self._gang.echo.port) as client:
                     if not ping(client):
                         raise ConnectionResetError("in the tunnel")
             except (OSError, Refused) as error:

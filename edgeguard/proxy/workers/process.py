@@ -28,6 +28,8 @@ FOLLOW_S: Final = 2.0
 """Time after which one that has not confirmed it no longer counts as enforcing it."""
 HANG_S: Final = 5.0
 """A worker that says nothing for so long does not run, and is killed."""
+END_S: Final = 2.0
+"""Time between the end of a worker's channel and its own."""
 PACKAGE: Final = "edgeguard.proxy.workers"
 
 
@@ -220,9 +222,11 @@ class Worker:
             while (message := await channel.receive()) is not None:
                 self._heard = self._loop.time()
                 self._take(message)
-            # Without a channel it can be told nothing any more. It ends by itself, or is ended.
-            if process.returncode is None and self.state is not State.DRAINING:
-                self.kill("")
+            # Without a channel it can be told nothing any more: it ends by itself, or is ended.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await process.wait()
+            self.kill("it has left its supervisor")
             await process.wait()
         finally:
             channel.close()

@@ -1,0 +1,151 @@
+"""Several processes on one port: one policy, one status, and what happens when one of them dies."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.e2e.kit import plain_environment, wait_until
+from tests.proxy.gang import Gang, Load, Refused, alive, kill, open_tunnel, ping
+
+
+@pytest.fixture(scope="module")
+def gang(tmp_path_factory):
+    with Gang(tmp_path_factory.mktemp("gang"), drain_s=1.5) as running:
+        yield running.start()
+
+
+def test_all_enforce_one_policy_and_the_node_says_so(gang):
+    gang.settled()
+    status = gang.status()
+    assert {one["policy_hash"] for one in status["workers"]} == {status["policy_hash"]}
+    assert len({one["pid"] for one in status["workers"]} | {gang.supervisor}) == 3
+    assert gang.get("/readyz") == (200, "ready: fresh, 2 of 2 workers\n")
+    document = subprocess.run(
+        [sys.executable, "-m", "edgeguard", "status", "--admin", f"127.0.0.1:{gang.admin}", "--json"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert json.loads(document.stdout)["supervision"]["enforcing"] == 2
+
+
+def test_a_second_supervisor_is_refused(gang):
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeguard", "run", "--config", "edgeguard.toml"],
+        cwd=gang.folder,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"another edgeguard (process {gang.supervisor}) serves with this state folder" in done.stderr
+    assert gang.get("/readyz")[0] == 200
+
+
+def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang):
+    pids = gang.settled()
+    counted = gang.metric("edgeguard_decisions_total")
+    with gang.holding(24) as held:
+        before = {one["pid"]: one["connections"] for one in gang.workers()}
+        assert sum(before.values()) >= 24
+        victim = max(before, key=before.get)
+        with Load(gang) as load:
+            load.more(20)
+            kill(victim)
+            load.more(100)
+            kept = [client for client in held if ping(client)]
+            seen = [gang.metric("edgeguard_decisions_total") for _ in range(5)]
+    assert len(held) - len(kept) <= before[victim]
+    assert len(kept) >= before[next(pid for pid in pids if pid != victim)]
+    assert len(load.lost) <= 4, "no more than one connection for each thread of the load"
+    assert not any(isinstance(error, ConnectionRefusedError | Refused) for error in load.lost)
+    after = gang.settled()
+    assert victim not in after
+    assert seen == sorted(seen)
+    assert seen[0] >= counted, "counters never go backwards"
+    assert gang.status()["supervision"]["restarts"] >= 1
+    assert gang.metric("edgeguard_worker_restarts_total") >= 1
+
+
+@pytest.mark.long
+def test_a_worker_that_stands_still_is_replaced_and_the_others_serve(gang):
+    pids = gang.settled()
+    kill(pids[0], signal.SIGSTOP)
+    try:
+        with Load(gang, threads=2) as load:
+            load.more(40)
+            wait_until(lambda: not alive(pids[0]), "the end of a worker that stands still", 12)
+        assert not any(isinstance(error, Refused) for error in load.lost)
+    finally:
+        if alive(pids[0]):
+            kill(pids[0], signal.SIGCONT)
+    assert pids[0] not in gang.settled()
+
+
+def test_workers_are_replaced_one_by_one_and_a_policy_comes_in_between(gang):
+    """Each connection is judged under one policy, or under a newer one later: never under an older one again."""
+    pids = gang.settled()
+    with pytest.raises(Refused):
+        open_tunnel(gang.proxy, "later.example", gang.echo.port)
+    with gang.holding(2), Load(gang, threads=2) as load:
+        load.more(20)
+        kill(gang.supervisor, signal.SIGHUP)
+        gang.publish("tunnel.example", "later.example")
+        wait_until(
+            lambda: gang.status().get("supervision", {}).get("replacements") == 1, "the replacement", 30
+        )
+        load.more(20)
+    assert load.lost == []
+    fresh = gang.settled()
+    assert not {*pids} & {*fresh}
+    assert gang.status()["bundle_version"] == 2
+    assert {one["bundle_version"] for one in gang.workers()} == {2}
+    gang.tunnel("later.example").close()
+    versions = {}
+    for record in gang.chains():
+        if "connection" in record and "bundle_version" in record:
+            versions.setdefault(record["connection"], []).append(record["bundle_version"])
+    assert all(seen == sorted(seen) for seen in versions.values())
+    assert {version for seen in versions.values() for version in seen} == {1, 2}
+
+
+def test_a_configuration_with_a_mistake_changes_nothing(gang):
+    pids = gang.settled()
+    file = gang.config
+    text = file.read_text()
+    for change, says in (
+        (text.replace("drain_s", "drain_x"), "unknown key"),
+        (text.replace("workers = 2", "workers = 3"), "a change of workers takes a restart"),
+    ):
+        file.write_text(change)
+        kill(gang.supervisor, signal.SIGHUP)
+        wait_until(lambda says=says: says in gang.log.read_text(), says)
+    file.write_text(text)
+    assert gang.settled() == pids
+
+
+def test_the_end_under_load_loses_nothing_that_was_accepted(gang):
+    """Last of this module: what was accepted is finished, and every record is there, once."""
+    gang.settled()
+    pids = [one["pid"] for one in gang.workers()]
+    with Load(gang) as load:
+        load.more(50)
+        with gang.holding(6) as held:
+            kill(gang.supervisor, signal.SIGTERM)
+            time.sleep(0.3)
+            assert all(map(ping, held)), "open tunnels go on while the node drains"
+        wait_until(lambda: not any(map(alive, pids)), "the end of the workers", 10)
+    # What was in the queue of the kernel, or came later, was never accepted.
+    assert all(str(error) != "in the tunnel" for error in load.lost), load.lost
+    assert gang.process.wait(10) == 0
+    records = gang.chains()
+    keys = [(record["chain"], record["seq"]) for record in records]
+    assert len(keys) == len({*keys})
+    ids = [record["id"] for record in records if record["kind"] == "connect"]
+    assert len(ids) == len({*ids})
