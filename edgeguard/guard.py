@@ -374,31 +374,33 @@ class Guard:
             verdict: From `judge`. A refusal is returned as it is.
             addresses: Canonical address literals, in the order of preference.
         """
-        if not verdict.allow or verdict.request is None:
+        request = verdict.request
+        if not verdict.decision.allow or request is None:
             return verdict
+        engine = verdict.engine
         try:
-            if verdict.engine is None:
+            if engine is None:
                 kept = tuple(a for a in addresses if self._classify(a) in _ESSENTIAL_SPACE)
                 reason, rule = None if kept else Reason.ADDRESS_NOT_ALLOWED, None
             else:
-                kept, reason, rule = verdict.engine.admit(
-                    verdict.request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
+                kept, reason, rule = engine.admit(
+                    request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
                 )
                 if type(addresses) is Resolved:
                     verdict = verdict._replace(aliases=addresses.aliases)
                 if verdict.aliases:
-                    denied = verdict.engine.denied(verdict.request, verdict.aliases, verdict.now)
+                    denied = engine.denied(request, verdict.aliases, verdict.now)
                     if denied is not None:
                         kept, reason, rule = (), Reason.DENIED_BY_RULE, denied
-            kept = tuple(a for a in kept if not self._own(a, verdict.request.port))
+            own, port = self._own, request.port
+            kept = tuple([a for a in kept if not own(a, port)])
         except Exception:
             # Fail closed: an address that could not be judged is not dialled.
             logger.exception("judging addresses failed")
             kept, reason, rule = (), Reason.INTERNAL_ERROR, None
-        verdict = verdict._replace(resolved=tuple(addresses))
-        if not kept:
-            return _refused(verdict, reason or Reason.ADDRESS_NOT_ALLOWED, rule)
-        return verdict._replace(addresses=kept)
+        fields = (*verdict[:_ADDRESSES], kept, tuple(addresses), *verdict[_ADDRESSES + 2 :])
+        verdict = _new(Verdict, fields)
+        return verdict if kept else _refused(verdict, reason or Reason.ADDRESS_NOT_ALLOWED, rule)
 
     def reserve(self, verdict: Verdict) -> Awaitable[Verdict] | None:
         """What has to be awaited before `settle`, for limits that are counted elsewhere; None: nothing. Never raises.
@@ -447,11 +449,11 @@ class Guard:
         The result may be `rate_limited` or `capacity_exceeded` where the argument was an allow.
         """
         try:
-            if verdict.allow:
+            if verdict.decision.allow:
                 hits = _due(verdict)
                 if hits:
                     taken = self._limiter.take(hits, self._monotonic_ns(), 1, verdict.ticket)
-                    verdict = verdict._replace(taken=taken, ticket=None)
+                    verdict = _new(Verdict, (*verdict[:_TAKEN], taken, None, *verdict[_TAKEN + 2 :]))
                     if not taken.allowed:
                         verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
             elif verdict.ticket is not None:
@@ -480,7 +482,7 @@ class Guard:
 
     def spend(self, verdict: Verdict, moved: int) -> bool:
         """Charges bytes of an open tunnel to its budgets; False: one is used up, and the tunnel has to end."""
-        hits = tuple(hit for hit in verdict.decision.limits if hit.unit == "bytes")
+        hits = _in_unit(verdict.decision.limits, "bytes")
         return not hits or self._limiter.spend(hits, self._monotonic_ns(), moved).allowed
 
     def finish(self, verdict: Verdict, *, sent: int, received: int, why: str, charged: int = 0) -> None:
@@ -500,11 +502,17 @@ class Guard:
 
     def _release(self, verdict: Verdict) -> None:
         if verdict.taken is not None and verdict.taken.allowed:
-            held = tuple(hit for hit in verdict.decision.limits if hit.unit == "concurrent_tunnels")
+            held = _in_unit(verdict.decision.limits, "concurrent_tunnels")
             if held:
                 self._limiter.release(held)
 
 
+# Verdicts are made anew several times for each tunnel, where `_replace` would cost more than the change.
+_new = tuple.__new__
+_ADDRESSES: Final = Verdict._fields.index("addresses")
+"""`resolved` follows it."""
+_TAKEN: Final = Verdict._fields.index("taken")
+"""`ticket` follows it."""
 _ESSENTIAL_SPACE: Final = frozenset({AddressClass.PUBLIC, AddressClass.PRIVATE})
 _canonical = lru_cache(maxsize=8192)(canonical_host)
 _split = lru_cache(maxsize=8192)(split_authority)
@@ -524,9 +532,17 @@ def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
 
     Requests are counted inside, the rest at CONNECT; bytes inside only where no CONNECT counted them.
     """
+    limits = verdict.decision.limits
     if verdict.facts.method is not None:
-        return tuple(hit for hit in verdict.decision.limits if hit.unit in {"requests", "bytes"})
-    return tuple(hit for hit in verdict.decision.limits if hit.unit != "requests")
+        return tuple([hit for hit in limits if hit.unit in {"requests", "bytes"}])
+    for hit in limits:
+        if hit.unit == "requests":
+            return tuple([hit for hit in limits if hit.unit != "requests"])
+    return limits
+
+
+def _in_unit(limits: tuple[LimitHit, ...], unit: str) -> tuple[LimitHit, ...]:
+    return tuple([hit for hit in limits if hit.unit == unit]) if limits else ()
 
 
 def record_of(entry: Entry) -> Record:
@@ -536,9 +552,12 @@ def record_of(entry: Entry) -> Record:
     client = facts.client
     kind: Literal["connect", "request", "close"]
     kind = "close" if why is not None else "connect" if facts.method is None else "request"
-    path, query_keys = split_target(facts.target)
+    path, query_keys = (None, ()) if facts.target is None else split_target(facts.target)
     user = None if request is None else request.user
     taken = verdict.taken
+    would = decision.would
+    if taken is not None and taken.would:
+        would += tuple([("would_deny", limit) for limit in taken.would])
     return Record(
         id=verdict.id,
         time=verdict.now if ended is None else ended,
@@ -548,15 +567,13 @@ def record_of(entry: Entry) -> Record:
         reason=decision.reason,
         rule=decision.rule,
         near=decision.near,
-        would=decision.would + tuple(("would_deny", limit) for limit in taken.would)
-        if taken and taken.would
-        else decision.would,
+        would=would,
         lane=decision.lane,
         client=client.name,
         identified=client.identified,
         groups=tuple(sorted(client.groups)) if client.groups else (),
         claims=tuple(sorted(client.claims)) if client.claims else (),
-        host=verdict.host,
+        host=facts.host if request is None else request.host,
         port=facts.port,
         protocol=facts.protocol,
         names=facts.names,
@@ -565,7 +582,7 @@ def record_of(entry: Entry) -> Record:
         path=path,
         query_keys=query_keys,
         token=None if not facts.tokens else "invalid" if user is None or user.invalid else "valid",
-        age=age_band(user),
+        age=None if user is None else age_band(user),
         assurance=None if user is None else user.assurance,
         region=None if user is None else user.region,
         addresses=verdict.addresses or verdict.resolved,
@@ -574,7 +591,7 @@ def record_of(entry: Entry) -> Record:
         bundle_version=None if snapshot is None else snapshot.bundle_version,
         ladder=verdict.ladder,
         staleness_s=verdict.staleness_s,
-        limits=tuple(hit.limit for hit in decision.limits) if decision.limits else (),
+        limits=tuple([hit.limit for hit in decision.limits]) if decision.limits else (),
         limit=None if taken is None else taken.limit,
         sent=sent,
         received=received,

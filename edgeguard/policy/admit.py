@@ -66,9 +66,7 @@ class Addresses:
             rule = None
             if kind is AddressClass.METADATA or (local and kind is not AddressClass.LOOPBACK):
                 continue
-            if kind is not AddressClass.PUBLIC and not any(
-                address in n for n in map(_network, decision.resolves_to) if n.version == address.version
-            ):
+            if kind is not AddressClass.PUBLIC and not _inside(text, decision.resolves_to):
                 continue
             if restrictive:
                 rule = self._refusal(request, address, restrictive, now, restricted)
@@ -127,6 +125,13 @@ class Addresses:
         gates = [g for g in scratch.gates if g.cond.may_touch(protocol, port)]
         refused = self._gates.refusal(gates, user, now)
         return None if refused is None else refused.rule
+
+
+@lru_cache(maxsize=MAX_KNOWN)
+def _inside(text: str, networks: tuple[str, ...]) -> bool:
+    """Whether an address is in one of the networks."""
+    address = parse_address(text)
+    return any(address in n for n in map(_network, networks) if n.version == address.version)
 
 
 _network = lru_cache(maxsize=4096)(ip_network)

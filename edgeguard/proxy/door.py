@@ -173,8 +173,9 @@ class Door:
 
     def meter(self, connection: Metered, verdict: Verdict) -> None:
         """From now on a connection's bytes are charged while they move, if there is a budget for them."""
-        if any(hit.unit == "bytes" for hit in verdict.decision.limits):
-            self.metered.add(connection)
+        for hit in verdict.decision.limits:
+            if hit.unit == "bytes":
+                self.metered.add(connection)
 
     def _charge(self) -> None:
         for connection in tuple(self.metered):
