@@ -129,5 +129,7 @@ class EdgeInstance(AsyncioServerInstance[EdgeMode]):
 
     async def _stop(self) -> None:
         await super()._stop()
+        # A connection that was accepted a moment ago meets its protocol in the next turn: it is not turned away.
+        await asyncio.sleep(0)
         if isinstance(self.manager, EdgeServers) and self.manager.door is not None:
             self.manager.door.drain()
