@@ -226,6 +226,13 @@ class ProcessLimiter:
             if table is not None and table.seats:
                 table.leave(self._digest(key))
 
+    def seated(self, hit: LimitHit) -> int:
+        """How many seats are taken by this limit and key, or by the shared bucket where it has none of its own."""
+        table = (self._enforced if hit.enforced else self._shadow).get(hit.limit)
+        if table is None or not table.seats:
+            return 0
+        return table.values.get(self._digest(hit.key), table.values.get(_OVERFLOW, 0))
+
     def retain(self, limits: Collection[str]) -> None:
         """Forgets the tables of limits that no longer exist. Seats are kept until they are released."""
         for tables in (self._enforced, self._shadow):

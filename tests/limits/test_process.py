@@ -1,7 +1,5 @@
 """The limiter against a reference model, and its bounds under attack."""
 
-from fractions import Fraction
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,92 +7,13 @@ from hypothesis import strategies as st
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.limits.taken import SEAT_RETRY_NS, Usage
 from edgeguard.policy.decision import LimitHit
-
-SECOND = 1_000_000_000
-
-
-def hit(limit="l", key="k", unit="requests", quota=10, period_ns=SECOND, burst=None, enforced=True):
-    return LimitHit(limit, key, unit, quota, period_ns, burst or quota, "process", enforced)
-
-
-class Model:
-    """The same rules, written as plainly as possible: exact fractions, no bounds, no shortcuts."""
-
-    def __init__(self):
-        self.tats = {}
-        self.seats = {}
-
-    def take(self, hits, now, amount):
-        charges, refused, would = {}, [], []
-        for h in dict.fromkeys(hits):
-            at = (h.limit, h.key, h.enforced)
-            if h.unit == "concurrent_tunnels":
-                fits, value = self.seats.get(at, 0) < h.quota, None
-            else:
-                interval = Fraction(h.period_ns, h.quota)
-                units = amount if h.unit == "bytes" else 1
-                value = max(self.tats.get(at, Fraction(0)), Fraction(now)) + units * interval
-                fits = value - now <= h.burst * interval
-            if fits:
-                charges[at] = value
-            elif h.enforced:
-                refused.append(h.limit)
-            else:
-                would.append(h.limit)
-        if refused:
-            return False, set(refused), would
-        for at, value in charges.items():
-            if value is None:
-                self.seats[at] = self.seats.get(at, 0) + 1
-            else:
-                self.tats[at] = value
-        return True, set(), would
-
-    def release(self, hits):
-        for h in dict.fromkeys(hits):
-            at = (h.limit, h.key, h.enforced)
-            if h.unit == "concurrent_tunnels" and self.seats.get(at, 0):
-                self.seats[at] -= 1
-
-
-# Quotas that divide a second, so that ticks and fractions agree to the nanosecond.
-LIMITS = {
-    "a": {"quota": 5, "burst": 5},
-    "b": {"quota": 1, "burst": 2},
-    "c": {"quota": 1000, "burst": 4000, "unit": "bytes"},
-    "d": {"quota": 2, "unit": "concurrent_tunnels"},
-    "e": {"quota": 2, "burst": 1, "enforced": False},
-    "f": {"quota": 4, "burst": 4, "unit": "tunnels"},
-}
-hits_of = st.lists(
-    st.tuples(st.sampled_from(sorted(LIMITS)), st.sampled_from("xyz")).map(
-        lambda p: hit(p[0], p[1], **LIMITS[p[0]])
-    ),
-    max_size=4,
-)
-steps = st.lists(
-    st.tuples(st.integers(0, SECOND // 2), hits_of, st.sampled_from([1, 1, 500, 3000]), st.booleans()),
-    max_size=60,
-)
+from tests.limits.kit import SECOND, agrees_with_the_model, hit, steps
 
 
 @settings(max_examples=150)
-@given(steps)
+@given(steps())
 def test_any_sequence_agrees_with_the_model(sequence):
-    limiter, model, now, held = ProcessLimiter(100), Model(), 10**15, []
-    for gap, hits, amount, leave in sequence:
-        now += gap
-        taken = limiter.take(hits, now, amount)
-        allowed, refusing, would = model.take(hits, now, amount)
-        assert taken.allowed is allowed
-        assert sorted(taken.would) == sorted(would)
-        assert taken.limit in refusing if refusing else taken.limit is None
-        assert (taken.retry_after_ns > 0) is not allowed
-        if allowed:
-            held.append(hits)
-        if leave and held:
-            limiter.release(held[0])
-            model.release(held.pop(0))
+    agrees_with_the_model(ProcessLimiter(100), sequence)
 
 
 @given(st.lists(st.integers(0, SECOND // 3), min_size=1, max_size=60), st.booleans())
@@ -186,6 +105,17 @@ def test_changed_limit_keeps_its_counter():
     # A narrower limit is not overdrawn either, and forgets nobody longer than its own terms say.
     limiter.take((hit("d", quota=1, period_ns=86_400 * SECOND),), SECOND)
     assert limiter.take((hit("d", quota=100, burst=1),), SECOND).retry_after_ns == SECOND // 100
+
+
+def test_leftover_of_a_slower_rate_is_forgotten_after_the_burst_of_the_present_one():
+    limiter = ProcessLimiter(10)
+    limiter.take((hit(quota=1, period_ns=86_400 * SECOND),), 0)
+    fast = hit(quota=100, burst=10)
+    assert not limiter.take((fast,), 0).allowed
+    assert limiter.take((fast,), SECOND // 100).allowed
+    limiter.take((hit("b", unit="bytes", quota=1, period_ns=86_400 * SECOND),), 0)
+    assert not limiter.take((hit("b", unit="bytes", quota=100),), 0).allowed
+    assert limiter.take((hit("b", unit="bytes", quota=100),), 2 * SECOND).allowed
 
 
 def test_old_and_new_terms_side_by_side():
