@@ -25,10 +25,10 @@ from edgeguard.proxy.claims import facts_of, shape_refusal, sni_names, streams
 from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk, Resolves, peer_of
 from edgeguard.proxy.failsafe import closed
-from edgeguard.proxy.layers import CLIENT_LEFT, REPLY, SHAPE, Shape
 from edgeguard.proxy.pace import PacedReader, waiting
 from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.proxy.stack import Stack
+from edgeguard.proxy.shape import CLIENT_LEFT, REPLY, SHAPE, Shape
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class EdgeguardAddon:
     @closed
     def client_connected(self, client: ClientConnection) -> None:
         passage = self._desk.passages.get(client.id)
+        carried = passage is not None and passage.host is not None
         if passage is None:
             owner = self._desk.guard.identify(peer_of(client), ())
             passage = Passage(connection=client.id, client=owner)
@@ -71,7 +72,13 @@ class EdgeguardAddon:
                 host, port = client.proxy_mode.address
                 passage.host, passage.port = canonical_host(host), port
             self._desk.passages.open(client.id, passage)
-        self._desk.connections.open(client.id, Connection(passage))
+        connection = Connection(passage, carried=carried)
+        self._desk.connections.open(client.id, connection)
+        proxyserver = ctx.master.addons.get("proxyserver")
+        handler = None if proxyserver is None else proxyserver.connections.get(client.id)
+        if handler is not None:
+            io = handler.transports[client]
+            io.reader = PacedReader(io.reader, connection.backlog, self._desk.bounds.stream_bytes)
 
     @closed
     def client_disconnected(self, client: ClientConnection) -> None:
@@ -250,7 +257,7 @@ class EdgeguardAddon:
         if response is None or exchange is None:
             return  # our own reply
         switching = response.status_code == 101
-        response.headers.fields = headers.clean_response(response.headers.fields, switching=switching)
+        response.headers.fields = headers.clean_response(response.headers.fields, response.status_code)
         for name, value in replies.limit_headers(exchange.verdict.limit_states):
             response.headers.add(name, value)
         if exchange.close and not switching:
@@ -267,7 +274,7 @@ class EdgeguardAddon:
         if flow.response.status_code == 101:
             return  # the relay goes on; `ended` closes the account
         if not flow.response.stream:
-            exchange.received += len(flow.response.raw_content or b"")
+            exchange.count(len(flow.response.raw_content or b""), sent=False)
         self._desk.finish(self._desk.connections[flow.client_conn.id], exchange, "done")
 
     @closed
@@ -321,7 +328,7 @@ class EdgeguardAddon:
         h2 = self._desk.connections[data.client.id].h2
         if h2 is not None:
             io = ctx.master.addons.get("proxyserver").connections[data.client.id].transports[data.server]
-            io.reader = PacedReader(io.reader, partial(waiting, h2))
+            io.reader = PacedReader(io.reader, partial(waiting, h2), self._desk.bounds.waiting_bytes)
 
     @closed
     def server_connect_error(self, data: ServerConnectionHookData) -> None:

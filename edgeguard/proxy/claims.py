@@ -1,21 +1,25 @@
 """What a request claims, and what its shape alone refuses. Pure translation of the engine's objects."""
 
+import re
 from typing import Final
 
 from mitmproxy import http
 
 from edgeguard.guard import Facts
 from edgeguard.policy.names import HostError, canonical_host, is_address, split_authority
+from edgeguard.policy.paths import PathError, check_target
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Protocol
 from edgeguard.proxy import headers
-from edgeguard.proxy.layers import Shape
+from edgeguard.proxy.shape import Shape
+from edgeguard.proxy.websocket import asks_well
 from edgeguard.proxy.passages import Passage
 
 STREAM_ABOVE_BYTES: Final = 65_536
 """Larger bodies, and those of unknown length, are passed on piece by piece."""
 _NEVER: Final = frozenset({"TRACE", "TRACK"})
 """An echo of the request would hand out what was added on the way (RFC 9110, 9.3.8)."""
+_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -51,7 +55,7 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
         headers.text(request.data.method),
         headers.text(request.data.path),
         scan.tokens,
-        scan.overrides,
+        scan.overrides + headers.overrides_in(headers.text(request.data.path)),
         scan.plain,
     )
 
@@ -71,10 +75,10 @@ def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan, max_fie
         return Reason.REQUEST_TOO_LARGE
     method = headers.text(request.data.method).upper()
     hosts = len(scan.hosts)
-    if scan.fault is not None:
+    if scan.fault is not None or (scan.upgrade and not _upgrades(request, shape)):
         return Reason.MALFORMED_REQUEST
     if request.is_http2:
-        if not hosts and not request.authority:
+        if (not hosts and not request.authority) or not _one_meaning(flow, shape):
             return Reason.MALFORMED_REQUEST
     elif hosts != 1 and not (hosts == 0 and request.http_version == "HTTP/1.0"):
         return Reason.MALFORMED_REQUEST
@@ -88,6 +92,25 @@ def shape_refusal(flow: http.HTTPFlow, shape: Shape, scan: headers.Scan, max_fie
     if shape.forward and request.scheme != "http":
         return Reason.PROTOCOL_NOT_ALLOWED  # TLS from here on would hide that the client's half was clear
     return None
+
+
+def _one_meaning(flow: http.HTTPFlow, shape: Shape) -> bool:
+    """Whether a request of HTTP/2 stays one request when it is written as HTTP/1, of the scheme that it really has."""
+    data = flow.request.data
+    scheme = b"https" if flow.client_conn.tls_established else b"http"
+    try:
+        check_target(headers.text(data.path))
+    except PathError:
+        return False
+    return _METHOD.fullmatch(data.method) is not None and (shape.forward or shape.scheme == scheme)
+
+
+def _upgrades(request: http.Request, shape: Shape) -> bool:
+    fields = request.headers
+    keys, versions = fields.get_all("sec-websocket-key"), fields.get_all("sec-websocket-version")
+    return not shape.body and asks_well(
+        headers.text(request.data.method), request.http_version, keys, versions
+    )
 
 
 def sni_names(sni: str | None, host: str) -> bool:

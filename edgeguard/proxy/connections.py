@@ -1,7 +1,7 @@
 """What the addon knows about each open client connection, beside its passage."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
@@ -28,12 +28,25 @@ class Exchange:
     answered: bool = False
     """The head of the answer is on its way to the client."""
 
+    charged: int = 0
+    """Bytes that the guard was told of."""
+    meter: Callable[[int, bool], None] | None = None
+    """Told of every count, and whether the client sent it."""
+
+    def count(self, size: int, *, sent: bool) -> None:
+        if sent:
+            self.sent += size
+        else:
+            self.received += size
+        if self.meter is not None:
+            self.meter(size, sent)
+
     def count_sent(self, data: bytes) -> bytes:
-        self.sent += len(data)
+        self.count(len(data), sent=True)
         return data
 
     def count_received(self, data: bytes) -> bytes:
-        self.received += len(data)
+        self.count(len(data), sent=False)
         return data
 
 
@@ -42,11 +55,17 @@ class Connection:
     """One client connection in the engine."""
 
     passage: Passage
+    carried: bool = False
+    """It came inside of a tunnel of the front door, which counts its bytes."""
+    ident: str = ""
+    """The engine's `client.id`."""
     exchanges: dict[str, Exchange] = field(default_factory=dict)
     tunnel: Exchange | None = None
     """The CONNECT that the addon itself allowed; None behind the front door."""
     h2: BufferedH2Connection | None = None
     """The client's side, where it speaks HTTP/2."""
+    waiting: Callable[[], int] | None = None
+    """Bytes of bodies that wait for a verdict or for a connection."""
     hello: Hello | None = None
     """The ClientHello that was just read."""
     untrusted: str | None = None
@@ -57,6 +76,10 @@ class Connection:
     """Of the head or handshake that is being read."""
     ending: str | None = None
     """Why we end it, if we do."""
+
+    def backlog(self) -> int:
+        """Bytes of uploads that wait here, over HTTP/1; those of HTTP/2 have windows."""
+        return 0 if self.h2 is not None or self.waiting is None else self.waiting()
 
     def begin(self, ident: str, verdict: Verdict) -> Exchange:
         """Keeps a settled allow."""
@@ -85,6 +108,7 @@ class Connections:
         return self._open.get(client_id)
 
     def open(self, client_id: str, connection: Connection) -> None:
+        connection.ident = client_id
         self._open[client_id] = connection
 
     def close(self, client_id: str) -> Connection | None:

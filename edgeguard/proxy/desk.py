@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from mitmproxy import http
 from mitmproxy.connection import Client as ClientConnection
@@ -89,6 +90,12 @@ class LaneDesk:
         tunnel = None if connection is None else connection.tunnel
         return tunnel is not None and tunnel.verdict.facts.protocol == "tcp"
 
+    def carries(self, client: ClientConnection, waiting: Callable[[], int]) -> None:
+        """Told by the layer: how to learn what waits for this client's bodies to go on."""
+        connection = self.connections.get(client.id)
+        if connection is not None:
+            connection.waiting = waiting
+
     def misdirected(self, client: ClientConnection) -> None:
         """Told by the relay: the handshake of a tunnel went on with another name."""
         connection = self.connections.get(client.id)
@@ -117,16 +124,13 @@ class LaneDesk:
     def moved(self, flow: http.HTTPFlow | None, client: ClientConnection, size: int, *, sent: bool) -> None:
         exchange = self._relayed(flow, client)
         if exchange is not None:
-            if sent:
-                exchange.sent += size
-            else:
-                exchange.received += size
+            exchange.count(size, sent=sent)
 
-    def ended(self, flow: http.HTTPFlow | None, client: ClientConnection) -> None:
+    def ended(self, flow: http.HTTPFlow | None, client: ClientConnection, why: str = "done") -> None:
         connection = self.connections.get(client.id)
         exchange = self._relayed(flow, client)
         if connection is not None and exchange is not None:
-            self.finish(connection, exchange, "done")
+            self.finish(connection, exchange, why)
 
     def owner(self, client: ClientConnection, passage: Passage, scan: headers.Scan) -> Client:
         """Who asks: each request says so itself (RFC 9110, 11.7.2). Raises CredentialsInvalid.
@@ -151,11 +155,22 @@ class LaneDesk:
         return exchange
 
     def refuse_tunnel(self, connection: Connection, reason: Reason) -> None:
+        if connection.tunnel is not None or connection.carried:
+            exchange.meter = partial(_counted_outside, connection.tunnel, exchange)
+        elif any(hit.unit == "bytes" for hit in verdict.decision.limits):
+            exchange.meter = partial(self._charge, connection, exchange)
         """Refuses the tunnel of a connection after all; its account is closed by that, once."""
         tunnel, passage = connection.tunnel, connection.passage
         if tunnel is not None and connection.end(tunnel.id) is not None:
             verdict = tunnel.verdict
         else:
+    def _charge(self, connection: Connection, exchange: Exchange, size: int, sent: bool) -> None:  # noqa: FBT001
+        """Charges bytes to their budgets while they move; a budget that is used up ends the connection."""
+        exchange.charged += size
+        if not self.guard.spend(exchange.verdict, size) and connection.ending is None:
+            connection.ending = Reason.RATE_LIMITED.value
+            failsafe.disconnect(connection.ident)
+
             verdict = self.guard.judge(
                 Facts(passage.connection, passage.client, passage.host or "", passage.port or 0)
             )
@@ -237,7 +252,9 @@ class LaneDesk:
             status = 431  # only heads have a limit here
         shape: Shape | None = flow.metadata.get(SHAPE)
         body = shape is None or shape.body
-        close = body or flow.request.method == "CONNECT" or verdict.reason is Reason.MALFORMED_REQUEST
+        # Clients of WebSocket wait for the end of a connection that was not upgraded.
+        close = body or scan.upgrade or flow.request.method == "CONNECT"
+        close = close or verdict.reason is Reason.MALFORMED_REQUEST
         flow.response = self.render(verdict, flow, close=close, status=status, accept=scan.accept)
         flow.request.headers.pop("expect", None)
         if shape is not None and shape.body:
@@ -276,7 +293,13 @@ class LaneDesk:
 
     def finish(self, connection: Connection, exchange: Exchange, why: str) -> None:
         if connection.end(exchange.id) is not None:
-            self.guard.finish(exchange.verdict, sent=exchange.sent, received=exchange.received, why=why)
+            self.guard.finish(
+                exchange.verdict,
+                sent=exchange.sent,
+                received=exchange.received,
+                why=why,
+                charged=exchange.charged,
+            )
 
     def _rejudge(self) -> None:
         """The policy changed or a deadline passed: ends what is no longer allowed."""
@@ -325,4 +348,11 @@ def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Res
 
 
 def peer_of(client: ClientConnection) -> str | None:
+def _counted_outside(tunnel: Exchange | None, exchange: Exchange, size: int, sent: bool) -> None:  # noqa: FBT001
+    """What moves inside of a tunnel counts for the tunnel: there it is charged, once."""
+    exchange.charged += size
+    if tunnel is not None:
+        tunnel.count(size, sent=sent)
+
+
     return client.peername[0] if client.peername else None  # type: ignore[redundant-expr]

@@ -6,67 +6,31 @@ take a 103 for the answer. These subclasses are put into the stack by the addon'
 they decide nothing, and ask a `Desk` for every reply.
 """
 
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, cast
 
-from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, http
-from mitmproxy.connection import Client
-from mitmproxy.net.http import http1
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as engine
-from mitmproxy.proxy.layers import tcp, tls
+from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import _events as http_events
-from mitmproxy.proxy.layers.http import _http1
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._hooks import (
     HttpConnectHook,
     HttpErrorHook,
     HttpRequestHeadersHook,
     HttpResponseHook,
 )
-from mitmproxy.proxy.layers.http._http2 import Http2Server
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from edgeguard.policy.reasons import Reason
-from edgeguard.proxy.clienthello import ACCESS_DENIED, Hello, HelloError, read_hello
-from edgeguard.proxy.heads import HeadError, head_end, parse_head
+from edgeguard.proxy import headers
+from edgeguard.proxy.clienthello import ACCESS_DENIED, HelloError, read_hello
+from edgeguard.proxy.http1 import EdgeHttp1Client, EdgeHttp1Server
+from edgeguard.proxy.http2 import EdgeHttp2Client, EdgeHttp2Server, stuck_in
+from edgeguard.proxy.relays import FrameRelay, Relay
 from edgeguard.proxy.retry import HelloWatch, first_hello
-
-SHAPE: Final = "edgeguard.shape"
-REPLY: Final = "edgeguard.reply"
-CLIENT_LEFT: Final = "edgeguard.client_left"
-"""Keys of `flow.metadata`."""
-
-
-class Shape(NamedTuple):
-    """What the engine forgets about a request before the hooks see it."""
-
-    forward: bool
-    """It came to an explicit proxy, outside of any tunnel."""
-    absolute: bool
-    """Its target was in absolute form, or it has an `:authority`."""
-    body: bool
-    """More than the head follows."""
-
-
-class Desk(Protocol):
-    """Where the layers get their replies and report what they see."""
-
-    head_bytes: int
-    hello_bytes: int
-    head_s: float
-    hello_s: float
-
-    def unreadable(self, client: Client, reason: Reason) -> http.Response: ...
-    def hello(self, client: Client, hello: Hello | None) -> None: ...
-    def opaque(self, client: Client) -> bool: ...
-    def misdirected(self, client: Client) -> None: ...
-    def multiplexed(self, client: Client, h2: BufferedH2Connection) -> None: ...
-    def within(self, client: Client, seconds: float | None) -> None: ...
-    def draining(self, client: Client) -> None: ...
-    def moved(self, flow: http.HTTPFlow | None, client: Client, size: int, *, sent: bool) -> None: ...
-    def ended(self, flow: http.HTTPFlow | None, client: Client) -> None: ...
+from edgeguard.proxy.shape import CLIENT_LEFT, REPLY, SHAPE, Desk, Shape
+from edgeguard.proxy.websocket import answers_well
 
 
 class EdgeStream(engine.HttpStream):
@@ -76,18 +40,26 @@ class EdgeStream(engine.HttpStream):
         super().__init__(context, stream_id)
         self._desk = desk
         self._answered = False
-        self._shape = Shape(forward=False, absolute=False, body=False)
+        self._shape = Shape(forward=False, absolute=False, body=False, scheme=b"")
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, http_events.RequestHeaders):
+            data = event.request.data
             self._shape = Shape(
-                self.mode is engine.HTTPMode.regular, bool(event.request.data.authority), not event.end_stream
+                self.mode is engine.HTTPMode.regular,
+                bool(data.authority),
+                not event.end_stream,
+                data.scheme.lower(),
             )
         elif isinstance(event, http_events.ResponseHeaders) and not self._may_switch(event.response):
             yield commands.CloseConnection(self.context.server)
             event = http_events.ResponseProtocolError(
                 self.stream_id, "unsolicited 101", http_events.ErrorCode.GENERIC_SERVER_ERROR
             )
+        elif isinstance(event, http_events.ResponseTrailers):
+            event.trailers.fields = headers.clean_trailers(event.trailers.fields)
+            if not event.trailers.fields or self.context.client.alpn != b"h2":
+                return
         inner = super()._handle_event(event)
         reply = None
         while True:
@@ -120,12 +92,21 @@ class EdgeStream(engine.HttpStream):
         )
 
     def _may_switch(self, response: http.Response) -> bool:
-        """Whether a 101, if it is one, answers an upgrade to WebSocket that was let through."""
+        """Whether a 101, if it is one, answers the upgrade to WebSocket that was let through (RFC 6455, 4.1)."""
         if response.status_code != 101:
             return True
-        asked: str = self.flow.request.headers.get("upgrade", "")
-        given: str = response.headers.get("upgrade", "")
-        return asked.lower() == given.strip().lower() == "websocket"
+        asked, given = self.flow.request.headers, response.headers
+        return (
+            asked.get("upgrade", "").lower() == given.get("upgrade", "").strip().lower() == "websocket"
+            and b"upgrade" in headers.tokens_of(given.get("connection", "").encode("latin-1", "replace"))
+            and "sec-websocket-extensions" not in given
+            and answers_well(
+                asked.get("sec-websocket-key", ""),
+                given.get_all("sec-websocket-accept"),
+                asked.get_all("sec-websocket-protocol"),
+                given.get_all("sec-websocket-protocol"),
+            )
+        )
 
     def _own_reply(self, error: http_events.ResponseProtocolError) -> http.Response | None:
         status = error.code.http_status_code()
@@ -166,12 +147,12 @@ class EdgeStream(engine.HttpStream):
         yield engine.DropStream(self.stream_id)
 
     def flow_done(self) -> layer.CommandGenerator[None]:
-        """After a 101 both sides are relayed as they are: nothing is decoded, so nothing piles up."""
+        """After a 101 frames are relayed as they are, once their heads were read; nothing piles up."""
         if self.flow.response is None or self.flow.response.status_code != 101:
             yield from super().flow_done()
             return
         self.flow.live = False
-        self.child_layer = Relay(self.context, self._desk, self.flow)
+        self.child_layer = FrameRelay(self.context, self._desk, self.flow)
         self._handle_event = self.passthrough  # type: ignore[method-assign]
         yield from self.child_layer.handle_event(events.Start())
         yield engine.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
@@ -194,86 +175,49 @@ _UNFRAMED: Final = frozenset({
 })  # fmt: skip
 
 
-class EdgeHttp1Server(_http1.Http1Server):
-    """The HTTP/1 side of a client: every head is read strictly before the engine reads it."""
-
-    def __init__(self, context: Context, desk: Desk) -> None:
-        super().__init__(context)
-        self._desk = desk
-        self._begun = False
-
-    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived):
-            data = bytes(self.buf)
-            if data.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before the request line
-                self.buf.maybe_extract_at_most(2)
-                data = data[2:]
-            try:
-                if data in {b"", b"\r"}:
-                    return
-                end = head_end(data, 0, self._desk.head_bytes)
-                if end < 0:
-                    if not self._begun:
-                        self._begun = True
-                        self._desk.within(self.context.client, self._desk.head_s)
-                    return
-                if self._begun:
-                    self._begun = False
-                    self._desk.within(self.context.client, None)
-                parse_head(data[:end])
-            except HeadError as error:
-                yield from self._unreadable(error.reason)
-                return
-        inner = super().read_headers(event)
-        command = next(inner, None)
-        if command is None:
-            return
-        if isinstance(command, commands.SendData):
-            # The engine could not read the target or the framing: its words are not for the client.
-            inner.close()
-            yield from self._unreadable(Reason.MALFORMED_REQUEST)
-            return
-        yield command
-        yield from inner
-
-    def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """While an answer is on its way, some of a next request may wait, but not without end."""
-        if isinstance(event, events.DataReceived) and len(self.buf) > MAX_PIPELINED_BYTES:
-            self.buf = ReceiveBuffer()
-            self.state = self.done
-            yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(
-                http_events.RequestProtocolError(
-                    self.stream_id, "too much is pipelined", http_events.ErrorCode.CLIENT_DISCONNECTED
-                )
-            )
-            return
-        yield from super().wait(event)
-
-    def _unreadable(self, reason: Reason) -> layer.CommandGenerator[None]:
-        response = self._desk.unreadable(self.context.client, reason)
-        yield commands.SendData(self.conn, http1.assemble_response(response))
-        yield commands.CloseConnection(self.conn)
-        self.state = self.done
+_UNFRAMED: Final = frozenset({
+    http_events.ErrorCode.GENERIC_CLIENT_ERROR,
+    http_events.ErrorCode.REQUEST_VALIDATION_FAILED,
+    http_events.ErrorCode.DESTINATION_UNKNOWN,
+})  # fmt: skip
 
 
 class EdgeHttpLayer(engine.HttpLayer):
-    """The HTTP layer with the parts above."""
+    """The HTTP layer with the parts above.
+
+    Attributes:
+        upstreams: Connections to upstreams that speak HTTP/2.
+    """
 
     def __init__(self, context: Context, mode: engine.HTTPMode, desk: Desk) -> None:
         super().__init__(context, mode)
         self._desk = desk
+        self._server: EdgeHttp2Server | None = None
+        self.upstreams: dict[Connection, EdgeHttp2Client] = {}
+        self._stuck = stuck_in(self)
+        desk.carries(context.client, self.waiting)
+
+    def waiting(self) -> int:
+        """Bytes of bodies that wait here for a verdict or for a connection."""
+        return sum(
+            len(event.data)
+            for stream in self.streams.values()
+            for event in stream._paused_event_queue
+            if isinstance(event, http_events.RequestData)
+        )
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Start):
             client = self.context.client
             if client.alpn == b"h2":
-                server = Http2Server(self.context.fork())
+                server = self._server = EdgeHttp2Server(self.context.fork(), self._desk)
                 self.connections[client] = server
                 self._desk.multiplexed(client, server.h2_conn)
             else:
                 self.connections[client] = EdgeHttp1Server(self.context.fork(), self._desk)
         yield from super()._handle_event(event)
+        if self._server is not None:
+            yield from self._server.settle(self._stuck)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         stream = EdgeStream(self.context.fork(), stream_id, self._desk)
@@ -293,7 +237,7 @@ class EdgeClientTLS(tls.ClientTLSLayer):
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
         if not self._begun:
             self._begun = True
-            self._desk.within(self.context.client, self._desk.hello_s)
+            self._desk.within(self.context.client, self._desk.bounds.hello_s)
         done, error = yield from self._receive(data)
         if done:
             self._desk.within(self.context.client, None)
@@ -304,7 +248,7 @@ class EdgeClientTLS(tls.ClientTLSLayer):
             return (yield from super().receive_handshake_data(data))
         self._hello += data
         try:
-            hello = read_hello(bytes(self._hello), self._desk.hello_bytes)
+            hello = read_hello(bytes(self._hello), self._desk.bounds.hello_bytes)
         except HelloError:
             return (yield from self._denied())
         if hello is None:
@@ -339,125 +283,18 @@ class EdgeClientTLS(tls.ClientTLSLayer):
         if isinstance(parent, tls.ServerTLSLayer):
             parent.conn = parent.tunnel_connection = connection.Server(address=None)
         data = bytes(self._hello)
-        hello = read_hello(data, self._desk.hello_bytes)
+        hello = read_hello(data, self._desk.bounds.hello_bytes)
         assert hello is not None  # noqa: S101 - it was read a moment ago
-        watch = HelloWatch(hello.sni, self._desk.hello_bytes)
+        watch = HelloWatch(hello.sni, self._desk.bounds.hello_bytes)
         self.child_layer = Relay(self.context, self._desk, None, watch, first_hello(data))
         yield from self.event_to_child(events.DataReceived(self.context.client, data))
         self._hello.clear()
         return True, None
 
 
-class Relay(tcp.TCPLayer):
-    """Bytes both ways, counted and not kept.
-
-    With a `watch`, the first `hello` bytes of the client are its ClientHello.
-    """
-
-    def __init__(
-        self,
-        context: Context,
-        desk: Desk,
-        flow: http.HTTPFlow | None,
-        watch: HelloWatch | None = None,
-        hello: int = 0,
-    ) -> None:
-        super().__init__(context, ignore=True)
-        self._desk = desk
-        self._http_flow = flow
-        self._watch = watch
-        self._hello = hello
-
-    def relay_messages(self, event: events.Event) -> layer.CommandGenerator[None]:
-        client = self.context.client
-        if isinstance(event, events.DataReceived):
-            self._desk.moved(self._http_flow, client, len(event.data), sent=event.connection == client)
-            if self._watch is not None:
-                yield from self._watched(event, self._watch)
-                return
-        yield from super().relay_messages(event)
-        if isinstance(event, events.ConnectionClosed) and self._handle_event == self.done:
-            self._desk.ended(self._http_flow, client)
-
-    def _watched(self, event: events.DataReceived, watch: HelloWatch) -> layer.CommandGenerator[None]:
-        """Relays a handshake that must not go on with another name."""
-        client, server = self.context.client, self.context.server
-        try:
-            if event.connection == client:
-                hello, self._hello = event.data[: self._hello], 0
-                onward = hello + watch.client(event.data[len(hello) :])
-            else:
-                yield commands.SendData(client, event.data)
-                onward = watch.server(event.data)
-        except HelloError:
-            self._desk.misdirected(client)
-            yield commands.CloseConnection(server)
-            yield commands.CloseConnection(client)
-            self._handle_event = self.done
-            return
-        if onward:
-            yield commands.SendData(server, onward)
-        if watch.done:
-            self._watch = None
-
-
-def _read_body(self: _http1.Http1Connection, event: events.Event) -> layer.CommandGenerator[None]:
-    """`Http1Connection.read_body` that drops trailers (RFC 9110, 6.5.1 lets a proxy) instead of failing.
-
-    What the reader leaves is the beginning of a chunk's size line or of trailers, which it would gather without end.
-    """
-    try:
-        yield from _stock_read_body(self, event)
-        if self.state == self.read_body and len(self.buf) > MAX_CHUNK_LINE_BYTES:
-            self.buf = ReceiveBuffer()
-            self.state = self.done
-            yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(
-                self.ReceiveProtocolError(
-                    cast("int", self.stream_id), "chunk framing too long", self.ReceiveProtocolError.code
-                )
-            )
-    except NotImplementedError:
-        is_request = isinstance(self, _http1.Http1Server)
-        yield ReceiveHttp(self.ReceiveEndOfMessage(cast("int", self.stream_id)))
-        yield from self.mark_done(request=is_request, response=not is_request)
-
-
-def _read_response_headers(
-    self: _http1.Http1Client, event: events.ConnectionEvent
-) -> layer.CommandGenerator[None]:
-    """`Http1Client.read_headers` that skips interim responses (RFC 9110, 15.2) and bounds the head."""
-    if isinstance(event, events.DataReceived):
-        data = bytes(self.buf)
-        while self.request is not None and _is_interim(data) and self.buf.maybe_extract_lines() is not None:
-            data = bytes(self.buf)
-        if len(data) > MAX_RESPONSE_HEAD_BYTES and b"\r\n\r\n" not in data[:MAX_RESPONSE_HEAD_BYTES]:
-            yield commands.CloseConnection(self.conn)
-            if self.stream_id is not None:
-                yield ReceiveHttp(
-                    http_events.ResponseProtocolError(
-                        self.stream_id, "response head too large", http_events.ErrorCode.GENERIC_SERVER_ERROR
-                    )
-                )
-            return
-        if _is_interim(data):
-            return  # incomplete, or there is nothing behind it yet
-    yield from _stock_read_response_headers(self, event)
-
-
-def _is_interim(data: bytes) -> bool:
-    return data.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")) and data[9:12] != b"101"
-
-
-MAX_RESPONSE_HEAD_BYTES: Final = 262_144
-MAX_PIPELINED_BYTES: Final = 65_536
-MAX_CHUNK_LINE_BYTES: Final = 16_384
-
-_stock_read_body = _http1.Http1Connection.read_body
-_stock_read_response_headers = _http1.Http1Client.read_headers
-# The layer that talks to the upstream is chosen deep inside the engine, with no seam for a subclass.
-_http1.Http1Connection.read_body = _read_body  # type: ignore[method-assign]
-_http1.Http1Client.read_headers = _read_response_headers  # type: ignore[method-assign]
+# The layers that talk to an upstream are chosen deep inside the engine, with no seam for a subclass.
+engine.Http1Client = EdgeHttp1Client  # type: ignore[misc]
+engine.Http2Client = EdgeHttp2Client  # type: ignore[misc]
 
 
 def _unchecked(self: http.MessageData) -> None:

@@ -1,8 +1,10 @@
-"""Back-pressure towards upstreams where HTTP/2 breaks it.
+"""Back-pressure where the engine has none.
 
 A client of HTTP/2 opens a window for each stream and may leave it shut. The engine reads on from the upstream
 and keeps what the window does not let through, without end. So reading from any upstream of that client
-pauses while too much of it waits. What the client sends is read all the same: it may be what opens the window.
+pauses while too much of it waits. What such a client sends is read all the same: it may be what opens the window.
+The other way the engine reads on from a client whose request still waits for its verdict; there reading from
+the client pauses.
 """
 
 import asyncio
@@ -11,8 +13,6 @@ from typing import Final
 
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-MAX_WAITING_BYTES: Final = 8_388_608
-"""Of all streams of one client connection together. A stalled stream holds up the others only from here on."""
 PAUSE_S: Final = 0.05
 
 
@@ -27,13 +27,15 @@ class PacedReader:
     Args:
         reader: The upstream's.
         pending: Bytes that the consumer has not taken yet.
+        limit: How many of them may wait. A stalled stream holds up its neighbours only from here on.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, pending: Callable[[], int]) -> None:
+    def __init__(self, reader: asyncio.StreamReader, pending: Callable[[], int], limit: int) -> None:
         self._reader = reader
         self._pending = pending
+        self._limit = limit
 
     async def read(self, n: int) -> bytes:
-        while self._pending() > MAX_WAITING_BYTES:  # noqa: ASYNC110 - the engine tells nobody
+        while self._pending() > self._limit:  # noqa: ASYNC110 - the engine tells nobody
             await asyncio.sleep(PAUSE_S)
         return await self._reader.read(n)

@@ -16,7 +16,8 @@ from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe
 from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk
-from edgeguard.proxy.layers import EdgeClientTLS, EdgeHttpLayer, Relay
+from edgeguard.proxy.layers import EdgeClientTLS, EdgeHttpLayer
+from edgeguard.proxy.relays import Relay
 
 
 class Stack:

@@ -11,8 +11,8 @@ import h2.settings
 import pytest
 
 from edgeguard.proxy import heads
-from edgeguard.proxy.layers import EdgeHttp1Server
-from edgeguard.proxy.pace import MAX_WAITING_BYTES, waiting
+from edgeguard.proxy.http1 import EdgeHttp1Server
+from edgeguard.proxy.pace import waiting
 from tests.attacks.conftest import read_response
 from tests.attacks.test_open_connections import allow, get
 
@@ -89,8 +89,9 @@ async def test_a_shut_window_stops_the_upstream(rig):
     client.send_headers(1, fields, end_stream=True)
     writer.write(client.data_to_send())
     await asyncio.sleep(1.5)
+    limit = rig.settings.bounds.waiting_bytes
     (connection,) = (kept for _, kept in rig.addon._desk.connections.items())
-    assert MAX_WAITING_BYTES < waiting(connection.h2) < MAX_WAITING_BYTES + 200_000
+    assert limit < waiting(connection.h2) < limit + 200_000
     client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
     client.increment_flow_control_window(2**31 - 1 - 65_535)
     writer.write(client.data_to_send())

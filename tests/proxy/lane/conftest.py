@@ -363,7 +363,7 @@ def door() -> str:
 async def lane(tmp_path: Path, door: str) -> AsyncIterator[Engine]:
     """Not started: the test may set it up first."""
     lane = Engine(tmp_path)
-    lane.modes = [f"{door}@127.0.0.1:0"]
+    lane.modes = ["edge" if door == "edge" else f"{door}@127.0.0.1:0"]
     try:
         yield lane
     finally:

@@ -333,13 +333,17 @@ async def test_an_allowed_websocket_is_relayed_and_counted(lane):
     await lane.start()
     up = await lane.upstream("a.test")
     up.answer = lambda head: (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
     )
 
     async def echo(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
+        """Frames of one size, unmasked."""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(14)
+                writer.write(b"\x82\x7f" + head[2:10] + await reader.readexactly(131_072))
+                await writer.drain()
 
     up.after = echo
     reader, writer = await lane.tunnel("a.test", up.port)
@@ -348,14 +352,15 @@ async def test_an_allowed_websocket_is_relayed_and_counted(lane):
     assert status(head) == 101
     assert b"Upgrade: websocket" in head
     assert b"Upgrade: websocket" in up.heads[0]
-    blob = hashlib.sha256(b"x").digest() * 4096
+    blob = b"\x82\xff" + (131_072).to_bytes(8) + b"mask" + hashlib.sha256(b"x").digest() * 4096
     for _ in range(8):
         writer.write(blob)
-        assert await asyncio.wait_for(reader.readexactly(len(blob)), 5) == blob
+        back = await asyncio.wait_for(reader.readexactly(len(blob) - 4), 5)
+        assert back == b"\x82\x7f" + blob[2:10] + blob[14:]
     writer.close()
     await asyncio.sleep(0.2)
     entry = next(e for e in lane.guard.finished if e[0].facts.protocol == "websocket")
-    assert entry[1:3] == (8 * len(blob), 8 * len(blob))
+    assert entry[1:3] == (8 * len(blob), 8 * (len(blob) - 4))
 
 
 # HTTP/2
