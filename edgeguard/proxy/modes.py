@@ -28,7 +28,7 @@ from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk, peer_of
 from edgeguard.proxy.failsafe import closed
-from edgeguard.proxy.layers import Relay
+from edgeguard.proxy.relays import Relay
 
 logger = logging.getLogger(__name__)
 
