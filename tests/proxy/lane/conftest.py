@@ -125,6 +125,9 @@ class Names:
         self.asked: list[str] = []
         self.table: dict[str, tuple[str, ...]] = {}
 
+    def known(self, host: str) -> None:
+        """Nothing is remembered."""
+
     async def resolve(self, host: str) -> tuple[str, ...]:
         self.asked.append(host)
         if host in self.table:
