@@ -183,7 +183,7 @@ def _ipv6(raw: str) -> str:
         if ":" not in text:
             raise HostError("only an IPv6 address may stand in brackets")
     text, percent, zone = text.partition("%")
-    if percent and not _ZONE.match(zone.removeprefix("25") or zone):
+    if percent and not _ZONE.match(zone.removeprefix("25")):
         raise HostError("the zone of the IPv6 address is malformed")
     try:
         return canonical_ipv6(IPv6Address(text))

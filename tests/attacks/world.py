@@ -1,7 +1,7 @@
 """Two running nodes under one signed policy, and everything around them that remembers.
 
 `edge` is `edgeguard run`, `addon` is a stock mitmdump with `proxy/plain.py`: processes of their own, spoken to in raw bytes.
-Names are resolved inside these processes by a stand-in that writes down every question; upstreams live here and count.
+Each asks a DNS server of its own that writes down every question; upstreams live here and count.
 """
 
 import asyncio
@@ -10,27 +10,26 @@ import functools
 import http.client
 import http.server
 import json
-import os
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from edgeguard.demo.tokens import make_certificates
 from edgeguard.dev.workshop import Workshop
+from tests.attacks.names import NameServer
 from tests.e2e.kit import Recorder, free_port, plain_environment, wait_until
 
 PLAIN = find_spec("edgeguard.proxy.plain").origin
 WAYS = ("edge", "addon")
 TIMEOUT_S = 5.0
-SITECUSTOMIZE = Path(__file__).with_name("names_recorded.py")
-DENIED_WITHIN_S = 3.0
+RECORDED_WITHIN_S = 5.0
 
 POLICY = """\
 edgeguard: 1
@@ -49,13 +48,21 @@ rules:
   - {{id: answers-plain, effect: allow, to: ["*.answers.test:{http}"], protocol: http}}
   - {{id: answers-seen, effect: allow, to: ["*.answers-seen.test:{tls}"], paths: ["/ok/**"]}}
   - {{id: private, effect: allow, to: ["*.private.test:{tls}"], resolves_to: [127.0.0.0/8, 10.0.0.0/8, 169.254.0.0/16]}}
+  - {{id: flipping, effect: allow, to: ["*.flipping.test:{tls}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
+  - {{id: nowhere, effect: allow, to: ["nobody.answers.nowhere:{tls}"]}}
   - {{id: every, effect: allow, to: ["*.every.test:{tls}"], resolves_to: [0.0.0.0/0, "::/0"]}}
   - {{id: literals, effect: allow, to: ["0.0.0.0/0:{tls}", "[::/0]:{tls}"]}}
   - {{id: literals-plain, effect: allow, to: ["0.0.0.0/0:{http}", "[::/0]:{http}"], protocol: http}}
   - {{id: local, effect: allow, to: ["127.0.0.1:{open}"], paths: ["/ok/**"], resolves_to: [127.0.0.1/32]}}
   - {{id: localhosts, effect: allow, to: ["localhost:{tls}", "*.localhost:{tls}"], resolves_to: [0.0.0.0/0]}}
-  - {{id: metadata, effect: allow, to: ["169.254.169.254:80", "metadata.google.internal:80", "metadata:80"], protocol: http, resolves_to: [0.0.0.0/0]}}
+  - {{id: metadata, effect: allow, to: ["169.254.169.254:80", "metadata.google.internal:80", "metadata:80"], protocol: [tls, http], resolves_to: [0.0.0.0/0]}}
   - {{id: self, effect: allow, to: ["self.test:{edge}", "self.test:{addon}", "self.test:{admin}"], protocol: [tls, http, tcp], resolves_to: [127.0.0.0/8]}}
+  - {{id: public, effect: allow, to: ["*.public.test:443"], paths: ["/ok/**"]}}
+  - {{id: public-literals, effect: allow, to: ["0.0.0.0/0:444", "[::/0]:444"], paths: ["/ok/**"]}}
+  - {{id: bytes, effect: allow, to: ["bytes.test:{raw}"], resolves_to: [127.0.0.0/8]}}
+  - {{id: bytes-seen, effect: allow, to: ["bytes-seen.test:{raw}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
+  - {{id: not-there, effect: deny, to: ["10.1.0.0/16"]}}
+  - {{id: not-once, effect: deny, to: ["denied-target.wild.test"]}}
   - {{id: web, effect: allow, to: ["web.test:80"], protocol: http}}
 """
 
@@ -73,7 +80,8 @@ long_poll_s = 0
 [identity]
 static = "tester"
 [resolver]
-mode = "system"
+mode = "servers"
+servers = ["127.0.0.1:{names}"]
 nat64_prefixes = ["2a00:aa32::/32", "2a00:aa40:1100::/40", "2a00:aa48:1::/48", "2a00:aa56:1:1100::/56", "2a00:aa64:1:1::/64"]
 [upstream]
 ca_file = "{authority}"
@@ -97,40 +105,50 @@ class Reply(NamedTuple):
     raw: bytes
     """What followed the head, or all that there was."""
 
+    @property
+    def decision(self) -> str:
+        return str(json.loads(self.raw)["decision"])
+
 
 class Node:
     """One of the two processes."""
 
-    def __init__(self, name: str, folder: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self, name: str, folder: Path, port: int, names: NameServer, process: "subprocess.Popen[bytes]"
+    ) -> None:
         self.name, self.folder, self.port, self.process = name, folder, port, process
-        self._names = folder / "names"
+        self._names = names
         self._log = folder / "decisions.jsonl"
 
     @property
     def asked(self) -> list[str]:
         """Every name that was resolved, in order."""
-        return self._names.read_text().split()
+        return self._names.asked
 
-    def records(self) -> list[dict[str, object]]:
-        with contextlib.suppress(FileNotFoundError):
-            return [json.loads(line) for line in self._log.read_bytes().splitlines()]
-        return []
+    def record(self, decision: str) -> dict[str, object]:
+        """The record of a refusal, by the id that the reply told."""
+        return self._find(0, lambda record: record.get("id") == decision)
 
-    def size(self) -> int:
-        """Where the decision log ends now."""
+    def mark(self, world: "World") -> int:
+        """A place in the log behind everything that has been decided so far."""
+        nowhere = world.get(self, "nowhere.test", "/")
+        self.record(nowhere.decision)
         return self._log.stat().st_size
 
     def refusal(self, mark: int) -> dict[str, object]:
-        """The first refusal that was recorded after `mark`."""
-        end = time.monotonic() + DENIED_WITHIN_S
+        """The first refusal behind `mark`."""
+        return self._find(mark, lambda record: record.get("verdict") == "deny")
+
+    def _find(self, start: int, wanted: Callable[[dict[str, object]], bool]) -> dict[str, object]:
+        end = time.monotonic() + RECORDED_WITHIN_S
         while time.monotonic() < end:
             with self._log.open("rb") as file:
-                file.seek(mark)
+                file.seek(start)
                 for line in file:
-                    if line.endswith(b"\n") and (record := json.loads(line)).get("verdict") == "deny":
+                    if line.endswith(b"\n") and wanted(record := json.loads(line)):
                         return record
-            time.sleep(0.01)
-        raise AssertionError("no refusal was recorded")
+            time.sleep(0.005)
+        raise AssertionError("it was not recorded")
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)
@@ -154,7 +172,16 @@ class World:
         return self
 
     def _begin(self, folder: Path) -> None:
-        names = ["tunnel.test", "site.test", "plain.test", "a.private.test", "127.0.0.1", "*.wild.test"]
+        names = [
+            "tunnel.test",
+            "site.test",
+            "plain.test",
+            "a.private.test",
+            "127.0.0.1",
+            "*.wild.test",
+            "*.private.test",
+            "*.flipping.test",
+        ]
         self.authority, leaf = make_certificates(folder, names)
         (folder / "files").mkdir()
         self.web = Recorder(leaf, folder / "files")
@@ -180,7 +207,6 @@ class World:
         self._start("addon", [str(mitmdump), "-s", PLAIN, *listen])
         for node in self.nodes.values():
             wait_until(functools.partial(self._ready, node), f"{node.name} to serve", within_s=30)
-            (node.folder / "names").write_text("")
 
     def __exit__(self, *exception: object) -> None:
         for node in self.nodes.values():
@@ -209,24 +235,22 @@ class World:
     def _start(self, name: str, command: list[str]) -> None:
         folder = self.folder / name
         folder.mkdir()
-        (folder / "names").write_text("")
-        (folder / "sitecustomize.py").write_bytes(SITECUSTOMIZE.read_bytes())
+        names = NameServer()
+        self._stack.callback(names.close)
         admin = f"127.0.0.1:{self.ports['admin']}" if name == "edge" else ""
         values = {**self.ports, "bundles": self.bundles, "root": self.workshop.root_file, "folder": folder}
-        values |= {"authority": self.authority, "admin": admin}
+        values |= {"authority": self.authority, "admin": admin, "names": names.port}
         (folder / "edgeguard.toml").write_text(CONFIG.format(**values))
         environ = {
             **plain_environment(),
-            "PYTHONPATH": f"{folder}{os.pathsep}{Path.cwd()}",
             "PYTHONWARNINGS": "ignore",
-            "RESOLVED": str(folder / "names"),
             "EDGEGUARD_CONFIG": str(folder / "edgeguard.toml"),
         }
         with (folder / "output.log").open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=folder, env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
-        self.nodes[name] = Node(name, folder, self.ports[name], process)
+        self.nodes[name] = Node(name, folder, self.ports[name], names, process)
 
     def _ready(self, node: Node) -> bool:
         assert node.process.poll() is None, (node.folder / "output.log").read_text()
@@ -237,11 +261,11 @@ class World:
     # Counting
 
     def counts(self, node: Node) -> tuple[int, int]:
-        """Names resolved by the node, and connections that have arrived at any upstream."""
-        return len(node.asked), self.arrived()
+        """Names resolved by the node, and connections that upstreams have accepted; `settle` finds what comes late."""
+        return len(node.asked), self.web.connections + self.raw.connections - self._probes
 
-    def arrived(self) -> int:
-        """Connections of the nodes. Whatever was made before a probe has been counted when the probe has."""
+    def settle(self) -> int:
+        """Connections of the nodes: whatever was made before a probe has been counted when the probe has."""
         for recorder, port in (
             (self.web, self.web.http),
             (self.web, self.web.tls),
