@@ -22,6 +22,7 @@ SUBJECTS = {
     "expiry": "expiry",
     "tunnel": "tunnel",
     "mitmproxy": "intercept",
+    "workers": "workers",
     "memory": "memory",
 }
 """Subject to module; each has `measure(run) -> dict[str, float]`."""

@@ -42,7 +42,7 @@ class Window:
     """Counts operations and the proxy's processor time between the warm-up and the end."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
-        self._pid = plan["pid"]
+        self._pids = plan.get("pids") or [plan["pid"]]
         self.done = 0
         self.all = 0
         now = time.perf_counter()
@@ -57,14 +57,14 @@ class Window:
         if not self._started:
             if now >= self.begin:
                 self._started = True
-                self._cpu, self._at = cpu_s(self._pid), time.perf_counter()
+                self._cpu, self._at = sum(map(cpu_s, self._pids)), time.perf_counter()
             return True
         self.done += amount
         return now < self.end
 
     def result(self) -> dict[str, float]:
         wall = time.perf_counter() - self._at
-        cpu = cpu_s(self._pid) - self._cpu
+        cpu = sum(map(cpu_s, self._pids)) - self._cpu
         if not self.done:
             raise WrongAnswer("nothing was done in time")
         return {

@@ -203,7 +203,7 @@ class Peers:
             self.stop(name)
         self.repository.close()
 
-    def spawn(self, name: str, command: Sequence[str], *, core: int = PROXY_CORE) -> int:
+    def spawn(self, name: str, command: Sequence[str], *, core: int | str = PROXY_CORE) -> int:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["taskset", "-c", str(core), *command],
@@ -233,8 +233,8 @@ class Peers:
                 raise BenchError(f"{name}: no {what}\n{log}")
             time.sleep(0.01)
 
-    def edgeguard(self) -> "Node":
-        return Node(self)
+    def edgeguard(self, *, workers: int = 1, cores: int | str = PROXY_CORE) -> "Node":
+        return Node(self, workers, cores)
 
     def mitmdump(self) -> tuple[int, int, Path]:
         """Stock mitmdump, quiet, no addon of anybody's; (pid, port, what its clients have to trust)."""
@@ -283,14 +283,16 @@ visible_hostname bench
 class Node:
     """`edgeguard run` with the node policy in force, its decision log in a file."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Peers, workers: int = 1, cores: int | str = PROXY_CORE) -> None:
         self._peers = peers
+        self.workers = workers
         self.port, self.admin = free_ports(2)
         self.decisions = peers.folder / "decisions.jsonl"
         self.authority = peers.folder / "state/ca/mitmproxy-ca-cert.pem"
         config = peers.folder / "edgeguard.toml"
         config.write_text(f"""\
 environment = "{ENVIRONMENT}"
+workers = {workers}
 [listen]
 address = "127.0.0.1:{self.port}"
 [trust]
@@ -319,14 +321,16 @@ tunnels = 20000
 tunnels_per_client = 20000
 """)
         self.pid = peers.spawn(
-            "edgeguard", [sys.executable, "-m", "edgeguard", "run", "--config", str(config)]
+            "edgeguard", [sys.executable, "-m", "edgeguard", "run", "--config", str(config)], core=cores
         )
         self.wait_for_version(peers.repository.version)
 
     def wait_for_version(self, version: int) -> None:
         def current() -> bool:
             status = self.status()
-            return status.get("ladder") == "fresh" and status.get("bundle_version") == version
+            enforcing = status.get("supervision", {"enforcing": 1})["enforcing"]
+            current = status.get("ladder") == "fresh" and status.get("bundle_version") == version
+            return current and enforcing == self.workers
 
         self._peers.wait_for("edgeguard", current, f"version {version} in force")
 
@@ -336,6 +340,10 @@ tunnels_per_client = 20000
                 return json.load(answer)
         except OSError:
             return {}
+
+    def pids(self) -> list[int]:
+        """The processes that carry traffic."""
+        return [one["pid"] for one in self.status().get("workers", [])] or [self.pid]
 
     def rss_kb(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -369,10 +377,10 @@ def ensure_squid() -> str:
     return found
 
 
-def run_load(kind: str, **plan: object) -> dict:
+def run_load(kind: str, *, core: int | str = LOAD_CORE, **plan: object) -> dict:
     """One run of the load generator on its core; its result. Raises BenchError if anything failed."""
     done = subprocess.run(
-        ["taskset", "-c", str(LOAD_CORE), sys.executable, "-m", "tests.bench.load", kind, json.dumps(plan)],
+        ["taskset", "-c", str(core), sys.executable, "-m", "tests.bench.load", kind, json.dumps(plan)],
         capture_output=True,
         text=True,
         check=False,

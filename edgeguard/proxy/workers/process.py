@@ -114,8 +114,11 @@ class Worker:
         """Its exit code, negative for a signal; None while it lives."""
         return self._process.returncode if self._process is not None else None
 
-    async def start(self, outfit: Outfit, standing: Standing | None, floor: float) -> None:
-        """Starts the process, without waiting until it serves. Raises OSError if there can be none."""
+    async def start(self, outfit: Outfit, named: Callable[[], tuple[Standing | None, float]]) -> None:
+        """Starts the process, without waiting until it serves. Raises OSError if there can be none.
+
+        `named` answers what is in force, and the floor of trusted time, in the moment in which it can be told.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -130,8 +133,9 @@ class Worker:
             except BaseException:
                 ours.close()
                 raise
-        self._channel = await Channel.over(ours)
-        self._channel.send(
+        channel = await Channel.over(ours)
+        standing, floor = named()
+        channel.send(
             "start",
             number=self.number,
             config=outfit.config,
@@ -144,8 +148,8 @@ class Worker:
             standing=standing,
             floor=floor,
         )
-        self._named, self._named_at = standing, self._loop.time()
-        self._task = self._loop.create_task(self._attend(self._channel, self._process))
+        self._channel, self._named, self._named_at = channel, standing, self._loop.time()
+        self._task = self._loop.create_task(self._attend(channel, self._process))
 
     def expect(self, standing: Standing | None, floor: float) -> None:
         """Says what is in force."""
@@ -155,7 +159,7 @@ class Worker:
 
     async def ask(self, within_s: float) -> None:
         """Waits for figures that are of now, no longer than `within_s`."""
-        if self._channel is None or self.ended.is_set():
+        if self._channel is None or self.state not in {State.SERVING, State.DRAINING}:
             return
         self._answered.clear()
         self._channel.send("figures")

@@ -226,7 +226,7 @@ class Supervisor:
         worker = Worker(number, self._totals, self.sync.relay)
         self._workers.append(worker)
         try:
-            await worker.start(self._outfit, self.standing, self.clock.floor)
+            await worker.start(self._outfit, lambda: (self.standing, self.clock.floor))
         except BaseException:
             self._workers.remove(worker)
             raise
