@@ -11,6 +11,7 @@ from mitmproxy.proxy.layers import http as engine
 from mitmproxy.proxy.layers import modes, tls
 
 from edgeguard.guard import Facts, Verdict
+from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe
@@ -111,16 +112,32 @@ class Stack:
             # The front door let it through as plain HTTP; each request is judged as that.
             return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
         verdict = connection.tunnel.verdict
-        protocols: tuple[Protocol, ...] = ("http", "tcp")
-        for protocol in protocols:
-            again = self._desk.guard.judge(verdict.facts._replace(protocol=protocol))
-            again = again._replace(aliases=verdict.aliases)
-            if self._desk.guard.admit(again, verdict.addresses).allow:
-                if protocol == "http":
-                    return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
-                return Relay(context, self._desk, None)
+        if verdict.facts.protocol != "http":
+            opaque = self._again(verdict, "tcp")
+            if opaque.allow and opaque.lane is Lane.TUNNEL:
+                if self._switch(connection, opaque):
+                    return Relay(context, self._desk, None)
+                return failsafe.DenyLayer(context)
+        if self._again(verdict, "http").allow:
+            return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
         self._desk.refuse_tunnel(connection, Reason.OPAQUE_TUNNEL)
         return failsafe.DenyLayer(context)
+
+    def _again(self, verdict: Verdict, protocol: Protocol) -> Verdict:
+        """The question of a tunnel for another protocol, at the addresses that were admitted."""
+        again = self._desk.guard.judge(verdict.facts._replace(protocol=protocol))
+        return self._desk.guard.admit(again._replace(aliases=verdict.aliases), verdict.addresses)
+
+    def _switch(self, connection: Connection, verdict: Verdict) -> bool:
+        """Settles a tunnel anew for what it turned out to carry, so that a change of policy finds that."""
+        tunnel, connection.tunnel = connection.tunnel, None
+        if tunnel is None or connection.end(tunnel.id) is None:
+            return False
+        self._desk.guard.finish(tunnel.verdict, sent=0, received=0, why="protocol_changed")
+        verdict = self._desk.guard.settle(verdict)
+        if verdict.allow:
+            connection.tunnel = self._desk.begin(connection, tunnel.id, verdict)
+        return verdict.allow
 
     def _reverse_stack(self, context: Context, *, is_tls: bool) -> layer.Layer:
         spec = cast("mode_specs.ReverseMode", context.client.proxy_mode)
