@@ -56,6 +56,13 @@ class EdgeServers(Proxyserver):
         """Client connections that are open, whatever they do."""
         return 0 if self.door is None else self.door.connections
 
+    def census(self) -> dict[str, object]:
+        """For `/status`: open connections, those that found no place, those that failed before a request."""
+        door = self.door
+        if door is None:
+            return {"open": 0, "turned_away": 0, "failed": {}}
+        return {"open": door.connections, "turned_away": door.turned_away, "failed": dict(door.failed)}
+
     def close_all(self) -> None:
         """Ends everything that is still open, and records it."""
         if self.door is not None:

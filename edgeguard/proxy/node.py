@@ -286,6 +286,7 @@ class Node:
             "ladder": str(self.guard.ladder()),
             "environment": self.settings.environment,
             "doors": list(self.doors),
+            "connections": None if self._servers is None else self._servers.census(),
             **policy_report(snapshot, now),
             "decisions": {
                 "written": self.log.written,

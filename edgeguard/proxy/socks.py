@@ -155,9 +155,8 @@ class Socks(Opening):
                 pass
         except SocksError as error:
             self._code = error.code
-            self._refuse_unread(
-                Reason.PROTOCOL_NOT_ALLOWED if data[:1] == b"\x04" else Reason.MALFORMED_REQUEST
-            )
+            older = self._stage == "greeting" and data[:1] == b"\x04"
+            self._refuse_unread(Reason.PROTOCOL_NOT_ALLOWED if older else Reason.MALFORMED_REQUEST)
 
     def _advance(self, data: bytes) -> bool:
         """Takes one message; False when it is incomplete, or was the last. Raises SocksError."""

@@ -131,7 +131,7 @@ class Transparent(Opening):
     def _by_address(self, reason: Reason) -> None:
         """Bytes that name nobody: passed on unread where a rule says so of the address, refused elsewhere."""
         verdict = self._door.guard.judge(self._facts(self._target[0])._replace(protocol="tcp"))
-        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
+        if verdict.reason in {Reason.PROTOCOL_NOT_ALLOWED, Reason.OPAQUE_TUNNEL}:
             self._reply(self._door.guard.refuse(verdict, reason))
             return
         refused = self._enter(verdict, self._owner)
