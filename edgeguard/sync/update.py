@@ -194,10 +194,12 @@ class Updater:
     async def follow(self) -> None:
         """Takes what the process that owns the folder has stored since `load`, and puts it in force.
 
-        Each document is verified as `load` does it; what is refused is reported, and changes nothing.
+        Each document is verified as `load` does it; what is refused is reported, and changes nothing. The
+        marks come first: they remember what documents in between have said, such as a quarantine.
         """
         self._loading = True
         try:
+            self._adopt(await self._stored_marks())
             await self._stored_roots()
             for role, offered in (
                 ("head", HeadOffered),
@@ -210,6 +212,16 @@ class Updater:
         finally:
             self._loading = False
         self._activate(snapshot(self.state))
+
+    def _adopt(self, marks: Marks | None) -> None:
+        """Takes another process's marks for this one's."""
+        if marks is None:
+            return
+        current = self.state.in_force
+        if current is not None and current.identity == marks.bundle_identity:
+            current = replace(current, stale_at=min(current.stale_at, marks.fresh_until))
+        self._state = replace(self.state, marks=marks, in_force=current)
+        self.clock.anchor(marks.newest_signed_time)
 
     def _held_bytes(self, role: str) -> bytes:
         state = self.state
