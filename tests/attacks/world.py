@@ -60,7 +60,7 @@ rules:
   - {{id: public, effect: allow, to: ["*.public.test:443"], paths: ["/ok/**"]}}
   - {{id: public-literals, effect: allow, to: ["0.0.0.0/0:444", "[::/0]:444"], paths: ["/ok/**"]}}
   - {{id: bytes, effect: allow, to: ["bytes.test:{raw}"], resolves_to: [127.0.0.0/8]}}
-  - {{id: bytes-seen, effect: allow, to: ["bytes-seen.test:{raw}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
+  - {{id: bytes-seen, effect: allow, to: ["inner.test:{raw}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
   - {{id: not-there, effect: deny, to: ["10.1.0.0/16"]}}
   - {{id: not-once, effect: deny, to: ["denied-target.wild.test"]}}
   - {{id: web, effect: allow, to: ["web.test:80"], protocol: http}}
@@ -195,6 +195,7 @@ class World:
             "open": free_port(),
             "edge": free_port(),
             "addon": free_port(),
+            "reverse": free_port(),
             "admin": free_port(),
         }
         self.workshop = Workshop(folder / "workshop")
@@ -203,7 +204,8 @@ class World:
         self.bundles = self._serve(folder / "workshop" / "repository")
         self._start("edge", [sys.executable, "-m", "edgeguard", "run", "--config", "edgeguard.toml"])
         mitmdump = Path(sys.executable).with_name("mitmdump")
-        listen = ["--listen-host", "127.0.0.1", "-p", str(self.ports["addon"])]
+        listen = ["--mode", f"regular@127.0.0.1:{self.ports['addon']}"]
+        listen += ["--mode", f"reverse:http://plain.test:{self.web.http}@127.0.0.1:{self.ports['reverse']}"]
         self._start("addon", [str(mitmdump), "-s", PLAIN, *listen])
         for node in self.nodes.values():
             wait_until(functools.partial(self._ready, node), f"{node.name} to serve", within_s=30)
