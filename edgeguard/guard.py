@@ -384,7 +384,11 @@ class Guard:
                 reason, rule = None if kept else Reason.ADDRESS_NOT_ALLOWED, None
             else:
                 kept, reason, rule = engine.admit(
-                    request, addresses, verdict.now, restricted=verdict.ladder is Ladder.RESTRICTED
+                    request,
+                    addresses,
+                    verdict.now,
+                    restricted=verdict.ladder is Ladder.RESTRICTED,
+                    decision=verdict.decision,
                 )
                 if type(addresses) is Resolved:
                     verdict = verdict._replace(aliases=addresses.aliases)

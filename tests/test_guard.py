@@ -35,7 +35,13 @@ class FakeEngine:
         return self.decision
 
     def admit(
-        self, request: Request, addresses: Sequence[str], now: float, *, restricted: bool = False
+        self,
+        request: Request,
+        addresses: Sequence[str],
+        now: float,
+        *,
+        restricted: bool = False,
+        decision: Decision | None = None,
     ) -> Admission:
         if self.raises:
             raise self.raises

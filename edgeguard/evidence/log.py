@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 FIRST_PREV: Final = "0" * 64
 SLICE: Final = 64
 """Records encoded before the interpreter lock is given up."""
-GATHER_S: Final = 0.004
+GATHER_S: Final = 0.02
 """The writer lets records gather for this long once it is awake: every time it takes the interpreter from the
 traffic costs both of them more than a record does."""
 IDLE_S: Final = 0.25

@@ -125,36 +125,45 @@ class Metrics:
 
     def observe(self, records: Sequence[Record]) -> None:
         """Counts a slice of records. Called from one thread only."""
+        # Neighbours are mostly alike, and a counter takes a lock each time.
+        counts: dict[tuple[str | None, ...], int] = {}
+        closed = sent = received = 0
         for r in records:
             if r.kind == "close":
-                self._closed.inc()
-                self._sent.inc(r.sent or 0)
-                self._received.inc(r.received or 0)
-                continue
-            if r.verdict is None:
-                continue
-            self._child(self._decisions, r.verdict, r.reason or "", r.kind, r.lane or "").inc()
-            if r.rule is not None:
-                self._child(self._rules, r.rule, r.verdict).inc()
-            for would, rule in r.would:
-                self._child(self._shadow, rule, would).inc()
-            if r.limit is not None:
-                self._child(self._limited, r.limit).inc()
-            if r.token is not None:
-                self._child(self._tokens, r.token).inc()
+                closed += 1
+                sent += r.sent or 0
+                received += r.received or 0
+            elif r.verdict is not None:
+                key = (r.verdict, r.reason, r.kind, r.lane, r.rule, r.limit, r.token)
+                counts[key] = counts.get(key, 0) + 1
+                for would, shadow in r.would:
+                    self._count(self._shadow, 1, shadow, would)
+        if closed:
+            self._closed.inc(closed)
+            self._sent.inc(sent)
+            self._received.inc(received)
+        for (verdict, reason, kind, lane, rule, limit, token), number in counts.items():
+            self._count(self._decisions, number, verdict or "", reason or "", kind or "", lane or "")
+            if rule is not None:
+                self._count(self._rules, number, rule, verdict or "")
+            if limit is not None:
+                self._count(self._limited, number, limit)
+            if token is not None:
+                self._count(self._tokens, number, token)
 
-    def _child(self, counter: Counter, *labels: str) -> Counter:
-        """The pre-bound child, or the one for `other` when the metric has enough."""
+    def _count(self, counter: Counter, number: int, *labels: str) -> None:
+        """Counts on the pre-bound child, or on the one for `other` when the metric has enough."""
         name: str = counter._name
         key = (name, *labels)
         child = self._children.get(key)
         if child is None:
             if self._used.get(name, 0) >= MAX_SERIES:
-                self._overflow.labels(name).inc()
-                return counter.labels(OTHER, *labels[1:])
+                self._overflow.labels(name).inc(number)
+                counter.labels(OTHER, *labels[1:]).inc(number)
+                return
             self._used[name] = self._used.get(name, 0) + 1
             child = self._children[key] = counter.labels(*labels)
-        return child
+        child.inc(number)
 
     def watch_log(self, log: LogView) -> None:
         """Shows the state of the decision log."""

@@ -96,6 +96,8 @@ class ClientDirectory:
             CredentialsInvalid: Secrets are configured and what was presented is not one of them.
         """
         found = self._by_address(peer)
+        if proof is None and not (self._secrets and proxy_authorization):
+            return found
         holder = None if proof is None or proof.certificate is None else self._holder(proof.certificate)
         secret: Client | None = None
         if self._secrets and proxy_authorization:

@@ -103,13 +103,20 @@ class Engine:
         return self._plan((request.client, request.host, request.port, restricted), now)
 
     def admit(
-        self, request: Request, addresses: Sequence[str], now: float, *, restricted: bool = False
+        self,
+        request: Request,
+        addresses: Sequence[str],
+        now: float,
+        *,
+        restricted: bool = False,
+        decision: Decision | None = None,
     ) -> Admission:
         """Which of the resolved `addresses` (text) may be dialled for a request that `decide` allows.
 
-        Metadata never; other special-purpose space only inside a granting allow's `resolves_to`; never what a deny names.
+        `decision` is what `decide` has said of the same question, if it was asked already. Metadata never; other special-purpose space only inside a granting allow's `resolves_to`; never what a deny names.
         """
-        decision = self.decide(request, now, restricted=restricted)
+        if decision is None:
+            decision = self.decide(request, now, restricted=restricted)
         if not decision.allow:
             return Admission((), decision.reason, decision.rule)
         return self._addresses.admit(decision, request, addresses, now, restricted)

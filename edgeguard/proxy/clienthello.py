@@ -130,15 +130,15 @@ def _parse(message: bytes) -> Hello:
     at += 2
     sni: str | None = None
     kinds: list[int] = []
-    while at < size:
-        if at + 4 > size:
-            raise HelloError("an extension is cut off")
-        kind, length = _extension_header(message, at)
-        at += 4
-        if kind == SERVER_NAME:
-            sni = _server_name(message[at : at + length])
+    header, last = _extension_header, size - 4
+    while at <= last:
+        kind, length = header(message, at)
         kinds.append(kind)
-        at += length
+        at += 4 + length
+        if kind == SERVER_NAME:
+            sni = _server_name(message[at - length : at])
+    if at < size:
+        raise HelloError("an extension is cut off")
     if at != size:
         raise HelloError("an extension is longer than the hello")
     if len(set(kinds)) != len(kinds):

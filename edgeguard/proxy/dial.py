@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Dialer:
     """
 
     __slots__ = ("_attempt_s", "_head_start_s", "_own", "_preferred")
+    at_once: ClassVar[bool] = True
+    """A connection to one address is a connection, and nothing has to be said on it first."""
 
     def __init__(self, *, attempt_s: float = 5.0, head_start_s: float = HEAD_START_S) -> None:
         self._attempt_s = attempt_s
@@ -65,6 +67,10 @@ class Dialer:
             return tuple(addresses)
         return tuple(address for address in addresses if not self.is_own(address, port))
 
+    def towards(self, host: str) -> "Dialer":
+        """The dialer for the addresses of a canonical host."""
+        return self
+
     def connect[P: asyncio.Protocol](
         self, factory: Callable[[], P], addresses: Sequence[str], port: int, done: "Dialled[P]"
     ) -> "Connecting[P] | asyncio.Task[tuple[asyncio.Transport, P, str]]":
@@ -75,7 +81,7 @@ class Dialer:
         """
         addresses = self.permitted(addresses, port)
         loop = asyncio.get_running_loop()
-        if len(addresses) == 1:
+        if len(addresses) == 1 and self.at_once:
             return Connecting(loop, factory, addresses[0], port, done)
         task = loop.create_task(self.dial(factory, addresses, port))
         task.add_done_callback(lambda task: _tell(task, done))

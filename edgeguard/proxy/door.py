@@ -22,6 +22,7 @@ from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.dial import Dialer
+from edgeguard.proxy.heads import ROUTING
 from edgeguard.proxy.page import Links
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.relay import Tunnel
@@ -89,6 +90,7 @@ class Door:
         connections: Client connections that are open in whatever phase.
         turned_away: How many found the place taken, or the door closing.
         failed: How many failed before their first request, by what they failed at.
+        bare: A head of routing fields only names nobody, whatever the configuration calls its own headers.
         draining: No new connections are taken any more.
     """
 
@@ -101,6 +103,7 @@ class Door:
         self.user_header = services.settings.user.header
         self.links = Links(*services.settings.replies.model_dump().values())
         self.plain_headers = tuple(services.settings.user.plain.headers)
+        self.bare = ROUTING.isdisjoint({self.user_header, *self.plain_headers})
         self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop
         self.clock = services.clock

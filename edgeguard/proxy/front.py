@@ -38,16 +38,21 @@ class Front(Opening):
             self._forward(head)
 
     def _connect(self, head: Head, claim: Claim) -> None:
-        client = self._identify(head.values("proxy-authorization"))
-        facts = Facts(
-            self._id,
-            client or UNKNOWN_CLIENT,
-            claim.host,
-            claim.port,
-            names=claim.names,
-            tokens=tuple(head.values(self._door.user_header)),
-            plain=tuple((name, value) for name in self._door.plain_headers for value in head.values(name)),
-        )
+        door = self._door
+        if claim.bare and door.bare:
+            client = self._identify()
+            facts = Facts(self._id, client or UNKNOWN_CLIENT, claim.host, claim.port, "tls", claim.names)
+        else:
+            client = self._identify(head.values("proxy-authorization"))
+            facts = Facts(
+                self._id,
+                client or UNKNOWN_CLIENT,
+                claim.host,
+                claim.port,
+                names=claim.names,
+                tokens=head.values(door.user_header),
+                plain=tuple([(name, value) for name in door.plain_headers for value in head.values(name)]),
+            )
         refused = self._enter(self._judge(facts), client)
         if refused is not None:
             self._remember_accept(head)

@@ -20,7 +20,7 @@ _METHOD_START: Final = frozenset(
     b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
-_PLAIN: Final = frozenset({"accept", "connection", "host", "proxy-connection", "user-agent"})
+ROUTING: Final = frozenset({"accept", "connection", "host", "proxy-connection", "user-agent"})
 CACHED_HEADS: Final = 1024
 CACHED_HEAD_BYTES: Final = 1024
 
@@ -44,6 +44,8 @@ class Claim(NamedTuple):
     port: int
     names: tuple[str, ...]
     """The Host value, raw, unless it repeats the target to the letter."""
+    bare: bool = False
+    """Nobody is named in the head: no credentials, no token, nothing about a person."""
 
 
 class Head(NamedTuple):
@@ -116,8 +118,9 @@ def parse_head(data: bytes) -> Head:
     if (
         head.claim is not None
         and len(data) <= CACHED_HEAD_BYTES
-        and _PLAIN.issuperset([n for n, _ in fields])
+        and ROUTING.issuperset([n for n, _ in fields])
     ):
+        head = head._replace(claim=head.claim._replace(bare=True))
         # Clients repeat their CONNECT byte for byte. Nothing that could be a secret is kept.
         if len(_seen) >= CACHED_HEADS:
             _seen.clear()

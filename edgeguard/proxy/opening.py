@@ -42,7 +42,7 @@ class Opening(ClientSide):
         """TLS is what a tunnel means, unless only another protocol is allowed there."""
         judge = self._door.guard.judge
         verdict = judge(facts)
-        if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
+        if verdict.decision.reason is Reason.PROTOCOL_NOT_ALLOWED:
             for protocol in BESIDES_TLS:
                 other = judge(facts._replace(protocol=protocol))
                 if other.allow:
@@ -57,7 +57,7 @@ class Opening(ClientSide):
         guard = self._door.guard
         if client is None:
             return guard.refuse(verdict, Reason.CLIENT_UNKNOWN)
-        if not verdict.allow:
+        if not verdict.decision.allow:
             return guard.settle(verdict)
         key = self._door.take(client)
         if key is None:
@@ -115,26 +115,28 @@ class Opening(ClientSide):
         door = self._door
         guard = door.guard
         verdict = guard.admit(verdict, addresses)
-        if verdict.allow and not self._fits(verdict):
-            self._reply(guard.refuse(verdict, Reason.MISDIRECTED_REQUEST))
-            return
-        if verdict.allow:
+        if verdict.decision.allow:
+            if not self._fits(verdict):
+                self._reply(guard.refuse(verdict, Reason.MISDIRECTED_REQUEST))
+                return
             addresses = door.dialer.permitted(verdict.addresses, verdict.facts.port)
             if not addresses:
                 self._reply(guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED))
                 return
         verdict = guard.settle(verdict)
-        if not verdict.allow:
+        decision = verdict.decision
+        if not decision.allow:
             self._reply(verdict)
             return
         self.verdict = verdict
-        self.until = verdict.until
+        self.until = decision.until
         self._settled = True
         door.opened(self)
+        dialer = door.dialer.towards(verdict.host)
         if _inspected(verdict):
-            self._way = door.dialer.prefer(addresses, verdict.facts.port, self._pinned)
+            self._way = dialer.prefer(addresses, verdict.facts.port, self._pinned)
         else:
-            self._way = door.dialer.connect(Upstream, addresses, verdict.facts.port, self._dialled)
+            self._way = dialer.connect(Upstream, addresses, verdict.facts.port, self._dialled)
 
     def _pinned(self, address: str | None) -> None:
         """The address for a lane that dials itself is known; None: nobody answers."""
@@ -312,7 +314,9 @@ class Opening(ClientSide):
         address = self._address
         assert address is not None  # noqa: S101 - for the type checker
         facts = verdict.facts
-        passage = Passage(self._id, facts.client, verdict.host, verdict.port, sni=sni.lower() if sni else None)
+        passage = Passage(
+            self._id, facts.client, verdict.host, verdict.port, sni=sni.lower() if sni else None
+        )
         self._hand_over(passage, verdict, (address, verdict.port))
 
     def _hand_over(

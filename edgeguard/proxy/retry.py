@@ -125,6 +125,9 @@ def asks_again(answer: bytes) -> bool | None:
 
 def first_hello(data: bytes) -> int:
     """Where the records of a ClientHello end that `read_hello` has read from the start of `data`."""
+    whole = 5 + (data[3] << 8 | data[4])
+    if len(data) > 8 and whole == 9 + int.from_bytes(data[6:9]):
+        return whole  # one record, as nearly always
     at = 0
     message = b""
     while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4]):
