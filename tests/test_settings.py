@@ -60,6 +60,8 @@ def test_commented_keys_of_a_shipped_file_load_too(path, tmp_path):
             "EDGEGUARD_SCANNER_SECRET": "s",
             "EDGEGUARD_ALERT_TOKEN": "t",
             "EDGEGUARD_PARENT_CREDENTIALS": "u:p",
+            "EDGEGUARD_LIMITS_PASSWORD": "p",
+            "EDGEGUARD_LIMITS_SECRET": "s",
         },
     )
 

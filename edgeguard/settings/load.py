@@ -66,9 +66,10 @@ def parse_settings(text: str, path: Path, environ: Mapping[str, str]) -> Setting
     state_dir = (
         raw.get("trust", {}).get("state_dir", "state") if isinstance(raw.get("trust", {}), dict) else "state"
     )
-    interception = raw.setdefault("interception", {})
-    if isinstance(interception, dict) and isinstance(state_dir, str):
-        interception.setdefault("ca_dir", str(Path(state_dir) / "ca"))
+    for section, key, name in (("interception", "ca_dir", "ca"), ("limits", "host_table", "limits.table")):
+        table = raw.setdefault(section, {})
+        if isinstance(table, dict) and isinstance(state_dir, str):
+            table.setdefault(key, str(Path(state_dir) / name))
     context = {"base": path.absolute().parent, "environ": environ}
     try:
         # Strict JSON mode takes what TOML can say: arrays for tuples, strings for paths, nothing looser.

@@ -42,6 +42,7 @@ from edgeguard.settings.values import (
     server,
     split_address,
     split_proxy,
+    store_url,
     unix_path,
     web_url,
 )
@@ -554,6 +555,47 @@ class Essentials(Section):
     """Hosts with ports, like `vault.internal:443`."""
 
 
+class Limits(Section):
+    """Where rate limits count, for the scopes that others share."""
+
+    host_table: AnchoredPath = Path("state/limits.table")
+    """File of the counters of scope `host`, which all processes map that name it. Unset: `limits.table` in `trust.state_dir`."""
+    host_slots: Count = 65_536
+    """Keys of scope `host` that the table holds when it is made. Further keys share one overflow bucket for each limit."""
+    host_lock_s: Seconds = 0.05
+    """Longest wait for another process that works on the same counter. Then `on_store_error` counts for a second."""
+    store: Annotated[str, AfterValidator(store_url)] = ""
+    """Valkey or Redis server for scope `fleet`: `valkeys://HOST:PORT/0` (TLS), `valkey://HOST:PORT/0` or `unix:///PATH`. Empty: none, and limits of that scope follow their `on_store_error`."""
+    cluster: bool = False
+    """Whether the store is a cluster; `store` names one of its nodes."""
+    username: str = ""
+    """Name at the store."""
+    password: Secret | None = None
+    """Password at the store, as `{ file = "..." }` or `{ env = "..." }`."""
+    ca_file: AnchoredPath | None = None
+    """Certificate authorities for the store (PEM). Unset: certifi's."""
+    secret: Secret | None = None
+    """Key that turns clients into the names of counters, the same on all nodes. Unset: derived from the root file, so that nodes with the same file agree."""
+    timeout_s: Seconds = 0.05
+    """Time for one answer of the store. The first that is late opens the breaker: nobody waits any more until the store answers again."""
+    retry_s: Seconds = 0.25
+    """Pause before a store that is down is tried again, in the background; doubled up to `retry_max_s`."""
+    retry_max_s: Seconds = 5.0
+    """Longest such pause."""
+    lease_s: Seconds = 0.5
+    """Longest time for which a node holds quota of a fleet limit ahead of its use."""
+    peers: Count = 1
+    """How many nodes share the store, for `on_store_error: local_share` while none has been seen. If more are seen, those count."""
+    peers_s: Seconds = 5.0
+    """Time between two beats of a node at the store. One that misses three is gone, and so are its seats."""
+
+    @model_validator(mode="after")
+    def _store_given(self) -> Self:
+        if not self.store and (self.cluster or self.username or self.password is not None):
+            raise ValueError('cluster, username and password need store = "valkeys://limits.internal:6379/0"')
+        return self
+
+
 class Bounds(Section):
     """Every limit of the traffic's way."""
 
@@ -638,6 +680,8 @@ class Settings(Section):
     """Who is told when something is wrong."""
     essentials: Essentials = Essentials()
     """What a closed node may still reach."""
+    limits: Limits = Limits()
+    """Where rate limits count."""
     bounds: Bounds = Bounds()
     """Every limit of the traffic's way."""
 

@@ -191,6 +191,23 @@ def host_port(text: str) -> str:
     return text
 
 
+def store_url(text: str) -> str:
+    """The address of a store of rate limits; empty for none. Raises ValueError with what to write."""
+    form = 'write an address like "valkeys://limits.internal:6379/0" or "unix:///run/valkey.sock"'
+    if not text:
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in {"valkey", "valkeys", "redis", "rediss", "unix"}:
+        raise ValueError(f"{text!r} names no Valkey or Redis server; {form}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"name and password do not stand in the address: use username and password; {form}")
+    if parts.query or parts.fragment or not (parts.path if parts.scheme == "unix" else parts.hostname):
+        raise ValueError(f"{text!r} is not a plain address; {form}")
+    if parts.scheme != "unix" and not (parts.path.strip("/").isdigit() or parts.path in {"", "/"}):
+        raise ValueError(f"the path of {text!r} is not the number of a database; {form}")
+    return text
+
+
 type AnchoredPath = Annotated[Path, AfterValidator(anchored)]
 type Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 type Seconds = Annotated[float, Field(gt=0, le=86_400)]
