@@ -24,11 +24,12 @@ from edgeguard.proxy import failsafe, headers, replies
 from edgeguard.proxy.claims import facts_of, shape_refusal, sni_names, streams
 from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk, Resolves, peer_of
+from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.failsafe import closed
 from edgeguard.proxy.pace import PacedReader, waiting
 from edgeguard.proxy.passages import Passage, Passages
-from edgeguard.proxy.stack import Stack
 from edgeguard.proxy.shape import CLIENT_LEFT, REPLY, SHAPE, Shape
+from edgeguard.proxy.stack import Stack
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class EdgeguardAddon:
         resolver: Names to addresses.
         passages: What was granted to each connection; shared with the front door.
         settings: This node's configuration.
-        help_url: Where people find help; shown in refusals.
+        dialer: What upstreams are reached with; shared with the front door.
     """
 
     name = "edgeguard"
@@ -53,10 +54,9 @@ class EdgeguardAddon:
         resolver: Resolves,
         passages: Passages,
         settings: Settings,
-        *,
-        help_url: str | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
-        self._desk = LaneDesk(guard, resolver, passages, settings, help_url)
+        self._desk = LaneDesk(guard, resolver, passages, settings, dialer)
         self._stack = Stack(self._desk)
 
     # Connections

@@ -19,8 +19,9 @@ from edgeguard.proxy import failsafe, headers, replies
 from edgeguard.proxy.clienthello import Hello
 from edgeguard.proxy.connections import Connection, Connections, Exchange
 from edgeguard.proxy.dial import Dialer, DialError
-from edgeguard.proxy.layers import SHAPE, Shape
+from edgeguard.proxy.page import Links
 from edgeguard.proxy.passages import Passage, Passages
+from edgeguard.proxy.shape import SHAPE, Shape
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,12 @@ class LaneDesk:
     """The lane's state and its common steps; the `Desk` of `layers`."""
 
     def __init__(
-        self, guard: Guard, resolver: Resolves, passages: Passages, settings: Settings, help_url: str | None
+        self,
+        guard: Guard,
+        resolver: Resolves,
+        passages: Passages,
+        settings: Settings,
+        dialer: Dialer | None = None,
     ) -> None:
         self.guard = guard
         self.passages = passages
@@ -52,8 +58,8 @@ class LaneDesk:
         self.head_s = settings.bounds.head_s
         self.hello_s = settings.bounds.hello_s
         self._resolver = resolver
-        self._help_url = help_url
-        self._dialer = Dialer()
+        self._links = Links(*settings.replies.model_dump().values())
+        self._dialer = dialer or Dialer()
         self.credentials = bool(settings.identity.secret)
         self._challenge = 'Basic realm="edgeguard"' if self.credentials else None
         guard.subscribe(self._rejudge)
@@ -69,7 +75,7 @@ class LaneDesk:
         ident = client.id if connection is None else connection.passage.connection
         verdict = self.guard.refuse(self.guard.judge(Facts(ident, owner, "", 0)), reason)
         status = 431 if reason is Reason.REQUEST_TOO_LARGE else None
-        code, fields, body = replies.render(verdict, help_url=self._help_url, status=status)
+        code, fields, body = replies.render(verdict, links=self._links, status=status)
         return _response(code, fields, body)
 
     def hello(self, client: ClientConnection, hello: Hello | None) -> None:
@@ -84,17 +90,17 @@ class LaneDesk:
         if connection is not None:
             connection.h2 = h2
 
-    def opaque(self, client: ClientConnection) -> bool:
-        """Whether the tunnel that was just allowed is one of bytes that nobody reads."""
-        connection = self.connections.get(client.id)
-        tunnel = None if connection is None else connection.tunnel
-        return tunnel is not None and tunnel.verdict.facts.protocol == "tcp"
-
     def carries(self, client: ClientConnection, waiting: Callable[[], int]) -> None:
         """Told by the layer: how to learn what waits for this client's bodies to go on."""
         connection = self.connections.get(client.id)
         if connection is not None:
             connection.waiting = waiting
+
+    def opaque(self, client: ClientConnection) -> bool:
+        """Whether the tunnel that was just allowed is one of bytes that nobody reads."""
+        connection = self.connections.get(client.id)
+        tunnel = None if connection is None else connection.tunnel
+        return tunnel is not None and tunnel.verdict.facts.protocol == "tcp"
 
     def misdirected(self, client: ClientConnection) -> None:
         """Told by the relay: the handshake of a tunnel went on with another name."""
@@ -149,36 +155,39 @@ class LaneDesk:
     def begin(self, connection: Connection, ident: str, verdict: Verdict) -> Exchange:
         """Opens the account of a settled allow, and watches its time."""
         exchange = connection.begin(ident, verdict)
+        if connection.tunnel is not None or connection.carried:
+            exchange.meter = partial(_counted_outside, connection.tunnel, exchange)
+        elif any(hit.unit == "bytes" for hit in verdict.decision.limits):
+            exchange.meter = partial(self._charge, connection, exchange)
         if exchange.until is not None and exchange.until < self._next_until:
             self._next_until = exchange.until
             self._watch(verdict.now)
         return exchange
 
-    def refuse_tunnel(self, connection: Connection, reason: Reason) -> None:
-        if connection.tunnel is not None or connection.carried:
-            exchange.meter = partial(_counted_outside, connection.tunnel, exchange)
-        elif any(hit.unit == "bytes" for hit in verdict.decision.limits):
-            exchange.meter = partial(self._charge, connection, exchange)
-        """Refuses the tunnel of a connection after all; its account is closed by that, once."""
-        tunnel, passage = connection.tunnel, connection.passage
-        if tunnel is not None and connection.end(tunnel.id) is not None:
-            verdict = tunnel.verdict
-        else:
-    def _charge(self, connection: Connection, exchange: Exchange, size: int, sent: bool) -> None:  # noqa: FBT001
+    def _charge(self, connection: Connection, exchange: Exchange, size: int, sent: bool) -> None:
         """Charges bytes to their budgets while they move; a budget that is used up ends the connection."""
         exchange.charged += size
         if not self.guard.spend(exchange.verdict, size) and connection.ending is None:
             connection.ending = Reason.RATE_LIMITED.value
             failsafe.disconnect(connection.ident)
 
+    def refuse_tunnel(self, connection: Connection, reason: Reason) -> None:
+        """Refuses the tunnel of a connection after all; its account is closed by that, once."""
+        tunnel, passage = connection.tunnel, connection.passage
+        if tunnel is not None and connection.end(tunnel.id) is not None:
+            verdict = tunnel.verdict
+        else:
             verdict = self.guard.judge(
                 Facts(passage.connection, passage.client, passage.host or "", passage.port or 0)
             )
         self.guard.refuse(verdict, reason)
 
     def judge_tunnel(self, facts: Facts) -> Verdict:
-        """TLS is what a tunnel means, unless only another protocol is allowed there."""
+        """TLS is what a tunnel means, unless bytes may pass unread there, or only another protocol is allowed."""
         verdict = self.guard.judge(facts)
+        if verdict.allow and verdict.lane is Lane.TUNNEL:
+            unread = self.guard.judge(facts._replace(protocol="tcp"))
+            return unread if unread.allow and unread.lane is Lane.TUNNEL else verdict
         if verdict.reason is Reason.PROTOCOL_NOT_ALLOWED:
             others: tuple[Protocol, ...] = ("http", "tcp")
             judged = (self.guard.judge(facts._replace(protocol=protocol)) for protocol in others)
@@ -227,7 +236,7 @@ class LaneDesk:
             return verdict
         try:
             async with asyncio.timeout(self.bounds.dial_s):
-                address = await self._dialer.preferred(verdict.addresses, verdict.port)
+                address = await self._dialer.towards(verdict.host).preferred(verdict.addresses, verdict.port)
         except (DialError, TimeoutError):
             if connection.end(exchange.id) is None:
                 return verdict._replace(decision=verdict.decision._replace(allow=False), addresses=())
@@ -241,7 +250,7 @@ class LaneDesk:
     def pin(self, flow: http.HTTPFlow, verdict: Verdict) -> None:
         """Dials the address that was judged; `.data` leaves the Host field alone."""
         address = verdict.addresses[0]
-        self.passages.grant(flow.client_conn.id, (address,), verdict.port)
+        self.passages.grant(flow.client_conn.id, (address,), verdict.port, verdict.host)
         flow.request.data.host = address
         flow.request.data.port = verdict.port
 
@@ -274,7 +283,7 @@ class LaneDesk:
             verdict,
             accept=flow.request.headers.get("accept", "") if accept is None else accept,
             http_version="2" if flow.request.is_http2 else "1.1",
-            help_url=self._help_url,
+            links=self._links,
             challenge=self._challenge if shape is not None and shape.forward else None,
             status=status,
             close=close,
@@ -342,17 +351,17 @@ class LaneDesk:
             self._watch(now)
 
 
-def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Response:
-    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
-    return http.Response(b"HTTP/1.1", code, b"", http.Headers(raw), body, None, 0.0, 0.0)
-
-
-def peer_of(client: ClientConnection) -> str | None:
-def _counted_outside(tunnel: Exchange | None, exchange: Exchange, size: int, sent: bool) -> None:  # noqa: FBT001
+def _counted_outside(tunnel: Exchange | None, exchange: Exchange, size: int, sent: bool) -> None:
     """What moves inside of a tunnel counts for the tunnel: there it is charged, once."""
     exchange.charged += size
     if tunnel is not None:
         tunnel.count(size, sent=sent)
 
 
+def _response(code: int, fields: list[tuple[str, str]], body: bytes) -> http.Response:
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
+    return http.Response(b"HTTP/1.1", code, b"", http.Headers(raw), body, None, 0.0, 0.0)
+
+
+def peer_of(client: ClientConnection) -> str | None:
     return client.peername[0] if client.peername else None  # type: ignore[redundant-expr]

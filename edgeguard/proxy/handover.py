@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from mitmproxy import ctx
 from mitmproxy.proxy.layers import modes
-from mitmproxy.proxy.mode_servers import ProxyConnectionHandler, ServerInstance
+from mitmproxy.proxy.mode_servers import ServerInstance
 
 from edgeguard.guard import Verdict
 from edgeguard.proxy.door import Door
 from edgeguard.proxy.passages import Passage
+from edgeguard.proxy.reaching import ReachingHandler
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Handover:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         writer = _Writer(self, transport, protocol, reader, door.loop)
-        handler = ProxyConnectionHandler(ctx.master, reader, writer, ctx.options, instance.mode)
+        handler = ReachingHandler(
+            door.dialer, door.passages, ctx.master, reader, writer, ctx.options, instance.mode
+        )
         context = handler.layer.context
         if handed.destination is None:
             handler.layer = modes.HttpProxy(context)

@@ -39,6 +39,7 @@ from edgeguard.proxy.frontdoor import EdgeServers
 from edgeguard.proxy.jwks import KeyFetcher
 from edgeguard.proxy.listeners import Listener, bind, release
 from edgeguard.proxy.master import EdgeMaster, serve
+from edgeguard.proxy.parent import ParentDialer, ParentError
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.preflight import NodeError, preflight, remember_authority
 from edgeguard.proxy.report import READY_STATES, policy_report
@@ -128,7 +129,11 @@ class Node:
             chain=part.chain if part is not None else None,
             turnstile=part.turnstile if part is not None else None,
         )
-        self._dialer = Dialer()
+        self._resolver = Resolver.from_settings(
+            settings.resolver, max_addresses=settings.bounds.dial_addresses
+        )
+        parent = settings.upstream.proxy
+        self._dialer = ParentDialer(parent, self._resolver.resolve) if parent.address else Dialer()
         self._ring = KeyRing()
         bounds = settings.bounds
         self.guard = Guard(
@@ -196,7 +201,7 @@ class Node:
                 raise NodeError(self.sync.last.problem)
             await asyncio.to_thread(remember_authority, settings)
             self.guard.start()
-            resolver = Resolver.from_settings(settings.resolver, max_addresses=settings.bounds.dial_addresses)
+            resolver = self._resolver
             keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
             keys.start()
             admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
@@ -226,6 +231,11 @@ class Node:
         """
         settings = self.settings
         async with self.enforcing() as resolver:
+            if isinstance(self._dialer, ParentDialer):
+                try:
+                    await self._dialer.check()
+                except ParentError as error:
+                    raise NodeError(str(error)) from None
             passages = Passages()
             listeners = bind(settings) if self._listeners is None else self._listeners
             try:
@@ -235,7 +245,7 @@ class Node:
                     listeners,
                 )
                 self._master = EdgeMaster(
-                    EdgeguardAddon(self.guard, resolver, passages, settings),
+                    EdgeguardAddon(self.guard, resolver, passages, settings, self._dialer),
                     settings,
                     self.authority,
                     ["edge"],

@@ -27,8 +27,8 @@ class Passage:
     """Canonical SNI of the ClientHello, once read; None when the form without SNI is the expected one."""
     origin: Origin | None = None
     """Where the connection comes from, if its transport does not tell."""
-    grants: set[tuple[str, int]] = field(default_factory=set)
-    """(canonical address, port) pairs that may be dialled."""
+    grants: dict[tuple[str, int], str] = field(default_factory=dict)
+    """(canonical address, port) pairs that may be dialled, and the canonical host that each was granted for."""
 
 
 class Passages:
@@ -48,13 +48,23 @@ class Passages:
     def get(self, client_id: str) -> Passage | None:
         return self._open.get(client_id)
 
-    def grant(self, client_id: str, addresses: Iterable[str], port: int) -> None:
-        """Writes an allow down. Raises KeyError for a connection that is not open."""
-        self._open[client_id].grants.update((address, port) for address in addresses)
+    def grant(self, client_id: str, addresses: Iterable[str], port: int, host: str | None = None) -> None:
+        """Writes an allow down; `host`: whose address it is, where that is not the tunnel's.
+
+        Raises KeyError for a connection that is not open.
+        """
+        passage = self._open[client_id]
+        for address in addresses:
+            passage.grants[address, port] = host or passage.host or address
 
     def holds(self, client_id: str, address: str, port: int) -> bool:
         passage = self._open.get(client_id)
         return passage is not None and (address, port) in passage.grants
+
+    def host_of(self, client_id: str, address: str, port: int) -> str:
+        """The canonical host that an address was granted for; without a grant the address."""
+        passage = self._open.get(client_id)
+        return address if passage is None else passage.grants.get((address, port), address)
 
     def close(self, client_id: str) -> None:
         self._open.pop(client_id, None)

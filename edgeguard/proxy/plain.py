@@ -41,7 +41,7 @@ NOT_GUARANTEED: Final = (
     "a failure in another addon lets its flow go on; ours refuses",
     "a refused SOCKS5 or transparent connection is closed: the reason stands in the decision log only",
     "mitmproxy reloads a changed script while it runs; keep this file read-only",
-    "[listen], [upstream.proxy] and workers of the configuration mean nothing here; mitmproxy listens as its options say",
+    "[listen] and workers of the configuration mean nothing here; mitmproxy listens as its options say",
 )
 """What the front door of `edgeguard run` adds to plain mitmproxy."""
 _UNCOVERED: Final[dict[type[mode_specs.ProxyMode], str]] = {
@@ -99,6 +99,10 @@ class PlainEdgeguard:
     def _build(self, path: Path, environ: Mapping[str, str]) -> None:
         try:
             settings = load_settings(path, environ)
+            if settings.upstream.proxy.address:
+                raise NodeError(
+                    "the engine dials by itself here and knows no [upstream.proxy]; use `edgeguard run`"
+                )
             node = Node(settings)
         except (SettingsError, NodeError, AuthorityError, Refusal, OSError) as error:
             raise exceptions.OptionsError(f"edgeguard: {error}") from error
