@@ -1,0 +1,74 @@
+"""When the supervisor dies: workers end too, and nobody takes their place before they have."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+
+import pytest
+
+from edgeguard.evidence.log import verify_chain
+from tests.e2e.kit import plain_environment, wait_until
+from tests.proxy.gang import Gang, Load, alive, kill, ping
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def gang(tmp_path_factory):
+    with Gang(tmp_path_factory.mktemp("gang"), drain_s=1.5, stream=True) as running:
+        yield running.start()
+
+
+def edgeguard(gang):
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgeguard", "run", "--config", str(gang.config)],
+        cwd=gang.folder,
+        env=plain_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_workers_do_not_outlive_their_supervisor(gang):
+    """kill -9: nothing new is accepted, open tunnels end by the deadline, and only then the next node serves."""
+    pids = gang.settled()
+    with Load(gang) as load:
+        load.more(30)
+    with gang.holding(4) as held:
+        kill(pids[0], signal.SIGSTOP)  # one of them cannot even notice
+        gang.process.kill()
+        gang.process.wait()
+        killed = time.monotonic()
+        time.sleep(0.3)
+        assert any(map(ping, held)), "open work may finish"
+        waiting = edgeguard(gang)
+        time.sleep(2)
+        assert waiting.poll() is None, "it waits for the workers of before"
+        assert alive(pids[0])
+        assert not alive(pids[1]), "the drain has a deadline"
+        kill(pids[0], signal.SIGCONT)
+        wait_until(lambda: not any(map(alive, pids)), "the end of the workers", 10)
+        assert time.monotonic() - killed < 10
+    gang.process = waiting
+    gang.settled()
+    gang.tunnel().close()
+    with waiting.stderr:
+        gang.stop()
+
+
+def test_one_stream_holds_whole_lines_of_every_chain(gang):
+    """After the test above: killed, restarted, several writers, one file."""
+    chains = defaultdict(list)
+    for line in gang.out.read_bytes().splitlines():
+        chains[json.loads(line)["chain"]].append(line)
+    assert len(chains) == 2
+    for lines in chains.values():
+        report = verify_chain(lines)
+        assert report.ok, report
+    records = [json.loads(line) for lines in chains.values() for line in lines]
+    allowed = [record["id"] for record in records if record["kind"] == "connect"]
+    assert len(allowed) == len({*allowed}) >= 34
