@@ -168,13 +168,19 @@ class Acceptor:
 
     def shaken(self, transport: asyncio.Transport, origin: Origin, made: list[ClientSide]) -> None:
         """The handshake is done: the names of the certificate are known, and the protocol begins."""
-        ssl_object = transport.get_extra_info("ssl_object")
-        der = ssl_object.getpeercert(binary_form=True)
-        if der is not None:
-            origin = origin._replace(proof=Proof(certificate=read_names(der)))
-        protocol = self._make(origin)
+        try:
+            der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if der is not None:
+                origin = origin._replace(proof=Proof(certificate=read_names(der)))
+            protocol = self._make(origin)
+            transport.set_protocol(protocol)
+        except Exception:
+            # Fail closed: whoever could not be told apart is not served; `_admit` gives the place back.
+            logger.exception("setting up a client connection failed")
+            self._door.failed["handshake"] += 1
+            transport.abort()
+            return
         made.append(protocol)
-        transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
 

@@ -310,7 +310,7 @@ class World:
         self.start(
             "unix",
             f'address = "unix:{self.socket}"',
-            '[identity]\nstatic = "tester"\n[[identity.peer]]\nuid = 65534\nclient = "agent"\n',
+            '[identity]\nstatic = "tester"\n[[identity.peer]]\nuid = 4321\nclient = "agent"\n',
         )
         for node in self.nodes.values():
             wait_until(functools.partial(self._ready, node), f"{node.name} to serve", within_s=30)

@@ -127,12 +127,13 @@ def test_a_handshake_has_one_deadline_and_holds_a_place(world):
     node = world.nodes["tls"]
     limit = 300
     before = failures(node)
+    hello = client_hello("localhost")
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         links = [stack.enter_context(world.link("tls")) for _ in range(limit)]
         for index, link in enumerate(links):
             if index % 3 == 1:
-                link.sendall(client_hello("localhost")[: index % 200])
+                link.sendall(hello[: index % 200])
         wait_until(lambda: node.status()["connections"]["open"] == limit, "the places to be taken")
         with pytest.raises((OSError, Refused)):
             status_of(world, "tunnel.test")
