@@ -139,6 +139,7 @@ def _clienthello(data: HookData) -> None:
 def _no_tls(data: HookData) -> None:
     data.ssl_conn = None
     data.context.client.error = REFUSED
+    _disconnect_owner(data)  # a stock manager goes on to the addon that makes one
 
 
 def _socks5(data: HookData) -> None:

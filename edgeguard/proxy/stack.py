@@ -12,6 +12,7 @@ from mitmproxy.proxy.layers import modes, tls
 
 from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.decision import Lane
+from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe
@@ -70,22 +71,15 @@ class Stack:
             server_tls = tls.ServerTLSLayer(context)
             server_tls.child_layer = EdgeClientTLS(context, self._desk)
             return server_tls
-        if self.opaque(connection, context, tls_first=False):
-            return Relay(context, self._desk, None)
         if first.isalpha():
             return EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
         self._desk.guard.refuse(self._opaque(connection), Reason.OPAQUE_TUNNEL)
         return failsafe.DenyLayer(context)
 
-    def opaque(self, connection: Connection, context: Context, *, tls_first: bool = True) -> bool:
-        """Whether a rule lets bytes go unread to the address that the client dialled; then it is settled.
-
-        With `tls_first` only where nothing else is allowed there: the server may be the one to speak first.
-        """
+    def opaque(self, connection: Connection, context: Context) -> bool:
+        """Whether a rule lets bytes go unread to the address that the client dialled; then it is settled."""
         verdict = self._opaque(connection)
-        if not verdict.allow or (
-            tls_first and self._desk.guard.judge(verdict.facts._replace(protocol="tls")).allow
-        ):
+        if not verdict.allow or verdict.lane is not Lane.TUNNEL:
             return False
         verdict = self._desk.guard.admit(verdict, (verdict.facts.host,))
         if not verdict.allow:

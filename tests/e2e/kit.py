@@ -31,8 +31,12 @@ NAMES = (
     "chat.example",
     "evil.example",
     "later.example",
+    "raw.example",
+    "twin.example",
     "localhost",
 )
+ADDRESSES = {"twin.example": ["127.0.0.2", "127.0.0.1"]}
+"""Names with other addresses than 127.0.0.1; at the first of these nobody listens."""
 
 POLICY = """\
 edgeguard: 1
@@ -110,17 +114,17 @@ class Recorder:
         requests: (method, Host, path) of each request.
     """
 
-    def __init__(self, certificate: Path, files: Path) -> None:
+    def __init__(self, certificate: Path, files: Path, *, http: int = 0, tls: int = 0) -> None:
         self.connections = 0
         self.peers: set[tuple[str, int]] = set()
         self.requests: list[tuple[str, str, str]] = []
         self.files = files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        self._servers = [self._serve(None), self._serve(context)]
+        self._servers = [self._serve(http, None), self._serve(tls, context)]
         self.http, self.tls = (server.server_address[1] for server in self._servers)
 
-    def _serve(self, context: ssl.SSLContext | None) -> ThreadingHTTPServer:
+    def _serve(self, port: int, context: ssl.SSLContext | None) -> ThreadingHTTPServer:
         recorder = self
 
         class Server(ThreadingHTTPServer):
@@ -134,7 +138,7 @@ class Recorder:
             def handle_error(self, request, client_address):
                 """Clients of these tests break off on purpose."""
 
-        server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"recorder": recorder}))
+        server = Server(("127.0.0.1", port), type("Handler", (_Handler,), {"recorder": recorder}))
         if context is not None:
             server.socket = context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
@@ -271,7 +275,8 @@ class Place(World):
     def _config(self) -> str:
         text = super()._config()
         before, _, _ = text.partition("[resolver]")
-        table = "\n".join(f'"{name}" = ["127.0.0.1"]' for name in NAMES)
+        found = {name: ADDRESSES.get(name, ["127.0.0.1"]) for name in NAMES}
+        table = "\n".join(f'"{name}" = {json.dumps(addresses)}' for name, addresses in found.items())
         return before + (self._resolver or f'[resolver]\nmode = "static"\n[resolver.static]\n{table}\n')
 
     @property

@@ -180,7 +180,10 @@ async def test_reverse_mode(node):
     ("arguments", "says"),
     [
         pytest.param(("--set", "ssl_insecure=true"), "", id="insecure-is-overridden"),
-        pytest.param(("--mode", "socks5"), "covers the modes", id="socks5"),
+        pytest.param(("--mode", "upstream:http://127.0.0.1:1"), "parent proxy would resolve", id="upstream"),
+        pytest.param(("--mode", "dns"), "covers the modes", id="dns"),
+        pytest.param(("--mode", "reverse:tcp://127.0.0.1:1"), "is not HTTP", id="reverse-tcp"),
+        pytest.param(("--listen-host", "0.0.0.0"), "loopback only", id="exposed"),
         pytest.param(("--set", "edgeguard_config=/nowhere.toml"), "/nowhere.toml", id="no-file"),
     ],
 )
