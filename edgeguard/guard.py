@@ -447,6 +447,11 @@ class Guard:
             and not (until is not None and until <= now)
         )
 
+    def forgo(self, verdict: Verdict) -> None:
+        """Gives back what was awaited for a verdict that is never settled: the client has left."""
+        if verdict.ticket is not None:
+            self._limiter.give_back(verdict.ticket)
+
     def settle(self, verdict: Verdict) -> Verdict:
         """Checks and charges the limits and writes the record: the final word on an allow. Never raises.
 
@@ -461,7 +466,7 @@ class Guard:
                     if not taken.allowed:
                         verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
             elif verdict.ticket is not None:
-                self._limiter.give_back(verdict.ticket)
+                self.forgo(verdict)
                 verdict = verdict._replace(ticket=None)
             if not self._log.offer(Entry(verdict)) and verdict.allow:
                 self._release(verdict)
@@ -505,7 +510,7 @@ class Guard:
             logger.warning("no room to record the end of %s", verdict.id)
 
     def _release(self, verdict: Verdict) -> None:
-        if verdict.taken is not None and verdict.taken.allowed:
+        if verdict.taken is not None and verdict.taken.allowed and verdict.facts.method is None:
             held = _in_unit(verdict.decision.limits, "concurrent_tunnels")
             if held:
                 self._limiter.release(held)
@@ -562,42 +567,43 @@ def record_of(entry: Entry) -> Record:
     would = decision.would
     if taken is not None and taken.would:
         would += tuple([("would_deny", limit) for limit in taken.would])
+    # By position: naming so many fields would cost four times as much. The order is that of `Record`.
     return Record(
-        id=verdict.id,
-        time=verdict.now if ended is None else ended,
-        kind=kind,
-        connection=facts.connection,
-        verdict="allow" if decision.allow else "deny",
-        reason=decision.reason,
-        rule=decision.rule,
-        near=decision.near,
-        would=would,
-        lane=decision.lane,
-        client=client.name,
-        identified=client.identified,
-        groups=tuple(sorted(client.groups)) if client.groups else (),
-        claims=tuple(sorted(client.claims)) if client.claims else (),
-        host=facts.host if request is None else request.host,
-        port=facts.port,
-        protocol=facts.protocol,
-        names=facts.names,
-        method=facts.method,
-        overrides=facts.overrides,
-        path=path,
-        query_keys=query_keys,
-        token=None if not facts.tokens else "invalid" if user is None or user.invalid else "valid",
-        age=None if user is None else age_band(user),
-        assurance=None if user is None else user.assurance,
-        region=None if user is None else user.region,
-        addresses=verdict.addresses or verdict.resolved,
-        bundle=None if snapshot is None else snapshot.bundle_id,
-        policy_hash=None if snapshot is None else snapshot.policy_hash,
-        bundle_version=None if snapshot is None else snapshot.bundle_version,
-        ladder=verdict.ladder,
-        staleness_s=verdict.staleness_s,
-        limits=tuple([hit.limit for hit in decision.limits]) if decision.limits else (),
-        limit=None if taken is None else taken.limit,
-        sent=sent,
-        received=received,
-        why=why,
+        verdict.id,
+        verdict.now if ended is None else ended,
+        kind,
+        facts.connection,
+        "allow" if decision.allow else "deny",
+        decision.reason,
+        decision.rule,
+        decision.near,
+        would,
+        decision.lane,
+        client.name,
+        client.identified,
+        tuple(sorted(client.groups)) if client.groups else (),
+        tuple(sorted(client.claims)) if client.claims else (),
+        facts.host if request is None else request.host,
+        facts.port,
+        facts.protocol,
+        facts.names,
+        facts.method,
+        facts.overrides,
+        path,
+        query_keys,
+        None if not facts.tokens else "invalid" if user is None or user.invalid else "valid",
+        None if user is None else age_band(user),
+        None if user is None else user.assurance,
+        None if user is None else user.region,
+        verdict.addresses or verdict.resolved,
+        None if snapshot is None else snapshot.bundle_id,
+        None if snapshot is None else snapshot.policy_hash,
+        None if snapshot is None else snapshot.bundle_version,
+        verdict.ladder,
+        verdict.staleness_s,
+        tuple([hit.limit for hit in decision.limits]) if decision.limits else (),
+        None if taken is None else taken.limit,
+        sent,
+        received,
+        why,
     )

@@ -136,33 +136,45 @@ def encode(record: Record, seq: int, prev: str, *, paths: bool = True, chain: st
     """
     if not paths and (record.path is not None or record.query_keys):
         record = msgspec.structs.replace(record, path=None, query_keys=())
+    line = _short(record)
+    if line is None:
+        line = _spelled(record)
+    # Inside a text a quote has a backslash before it, so these are the members themselves.
+    time, kind = line.index(b',"time":'), line.index(b',"kind":"')
     whole = int(record.time // 1)
-    head = (
-        f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}","id":{_text(record.id)}'
-        f',"time":"{_second(whole)}.{int((record.time - whole) * 1_000_000):06}Z","kind":"{record.kind}"'
+    head = f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}",'
+    at = f',"time":"{_second(whole)}.{int((record.time - whole) * 1_000_000):06}Z"'
+    if chain is None:
+        return b"".join((head.encode(), line[1:time], at.encode(), line[kind:]))
+    rest = kind + len(',"kind":""') + len(record.kind)
+    return b"".join(
+        (
+            head.encode(),
+            line[1:time],
+            at.encode(),
+            line[kind:rest],
+            f',"chain":{_text(chain)}'.encode(),
+            line[rest:],
+        )
     )
-    if chain is not None:
-        head += f',"chain":{_text(chain)}'
-    return head.encode("ascii") + _rest(record)
 
 
-def _rest(record: Record) -> bytes:
-    """The members after `kind`, with a comma before each, and the closing brace."""
-    if record.assurance is None:
-        try:
-            line = _encoder.encode(record)
-        except UnicodeEncodeError:  # a lone surrogate: only escapes can write it
-            return _spelled(record)
-        # No text in so short a line can be too long, and no list with so few separators.
-        if len(line) <= MAX_TEXT and line.count(b'","') < MAX_ITEMS and line.isascii():
-            # Inside a text a quote has a backslash before it, so this is the member itself.
-            return line[line.index(b',"kind":"') + 10 + len(record.kind) :]
-    return _spelled(record)
+def _short(record: Record) -> bytes | None:
+    """The record as JSON, the time a number; None if it needs more than an encoder."""
+    if record.assurance is not None:
+        return None
+    try:
+        line = _encoder.encode(record)
+    except UnicodeEncodeError:  # a lone surrogate: only escapes can write it
+        return None
+    # No text in so short a line can be too long, and no list with so few separators.
+    short = len(line) <= MAX_TEXT and line.count(b'","') < MAX_ITEMS and line.isascii()
+    return line if short else None
 
 
 def _spelled(record: Record) -> bytes:
-    """The same, member by member."""
-    text = ""
+    """The same of any record, member by member."""
+    text = f'{{"id":{_text(record.id)},"time":0,"kind":"{record.kind}"'
     for value, (label, write) in zip(msgspec.structs.astuple(record)[3:], _WRITERS, strict=True):
         if value is not None and value != ():
             text += label + write(value)
