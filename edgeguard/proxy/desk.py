@@ -84,6 +84,12 @@ class LaneDesk:
         if connection is not None:
             connection.hello = hello
 
+    def unreadable_hello(self, client: ClientConnection) -> None:
+        """Told by the layer: no ClientHello that can be read with certainty; the connection ends."""
+        connection = self.connections.get(client.id)
+        if connection is not None:
+            self.refuse_tunnel(connection, Reason.MALFORMED_REQUEST)
+
     def multiplexed(self, client: ClientConnection, h2: BufferedH2Connection) -> None:
         """Told by the layer: this client speaks HTTP/2."""
         connection = self.connections.get(client.id)

@@ -250,6 +250,7 @@ class EdgeClientTLS(tls.ClientTLSLayer):
         try:
             hello = read_hello(bytes(self._hello), self._desk.bounds.hello_bytes)
         except HelloError:
+            self._desk.unreadable_hello(self.context.client)
             return (yield from self._denied())
         if hello is None:
             return False, None
