@@ -84,6 +84,13 @@ def _show(document: dict[str, object]) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
                 table.add_row(f"{key}.{name}", _text(inner))
+        elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            for number, entry in enumerate(value, 1):
+                shown = {name: inner for name, inner in entry.items() if not isinstance(inner, dict)}
+                line = ", ".join(
+                    f"{name} {_text(inner)}" for name, inner in shown.items() if inner is not None
+                )
+                table.add_row(f"{key}.{number}", line)
         else:
             table.add_row(
                 key, f"[{STYLES.get(ladder, 'white')}]{ladder}[/]" if key == "ladder" else _text(value)

@@ -122,6 +122,15 @@ class Metrics:
         self._received = self._bytes.labels("received")
         self._children: dict[tuple[str, ...], Counter] = {}
         self._used: dict[str, int] = {}
+        self._cheap: list[Collector] = [
+            *(self._decisions, self._rules, self._shadow, self._limited, self._tokens),
+            *(self._bytes, self._closed, self._overflow),
+        ]
+
+    def counted(self) -> Iterable[Metric]:
+        """What this object has counted, and the state of the log: without the sources that take time to ask."""
+        for collector in self._cheap:
+            yield from collector.collect()
 
     def observe(self, records: Sequence[Record]) -> None:
         """Counts a slice of records. Called from one thread only."""
@@ -184,7 +193,9 @@ class Metrics:
                 "edgeguard_audit_writable", "1 while the decision log can be written.", 0 if log.broken else 1
             )
 
-        self.registry.register(_Source(collect))
+        source = _Source(collect)
+        self.registry.register(source)
+        self._cheap.append(source)
 
     def watch_limits(self, usage: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
         """Shows the fill of the rate-limit tables: keys, and requests sent to the overflow bucket, by limit."""

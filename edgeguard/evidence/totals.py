@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 CUMULATIVE: Final = frozenset({"counter", "histogram", "summary"})
 LEAST: Final = frozenset({"edgeguard_audit_writable"})
 """Gauges that are as good as the worst process."""
-GREATEST: Final = ("_info", "_timestamp_seconds")
-"""Ends of the names of gauges that are no amounts."""
+GREATEST: Final = ("_info", "_timestamp_seconds", "_ratelimit_keys")
+"""Ends of the names of gauges that are no amounts, or that each process says of all."""
 
 type Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -45,9 +45,9 @@ def of_metric(metric: Metric) -> Family:
     )
 
 
-def families(registry: CollectorRegistry) -> list[Family]:
-    """What a registry shows now."""
-    return [of_metric(metric) for metric in registry.collect()]
+def families(metrics: Iterable[Metric]) -> list[Family]:
+    """What a process shows now (`registry.collect()`)."""
+    return [of_metric(metric) for metric in metrics]
 
 
 class Totals(Collector):
@@ -62,15 +62,14 @@ class Totals(Collector):
         """By family: what ended processes had counted."""
 
     def update(self, source: str, found: Iterable[Family]) -> None:
-        """Takes everything that a live process has counted so far."""
-        values: dict[str, dict[Key, float]] = {}
+        """Takes what a live process has counted so far; what it leaves out stays as it was said before."""
+        values = self._live.setdefault(source, {})
         for family in found:
             self._known[family.name] = family
             values[family.name] = {
                 (name, tuple((label, value) for label, value in labels)): amount
                 for name, labels, amount in family.samples
             }
-        self._live[source] = values
 
     def retire(self, source: str) -> None:
         """The process has ended: its counters stay, its gauges go."""

@@ -19,7 +19,9 @@ class Process:
 
     def report(self, totals):
         """As it travels over the channel."""
-        totals.update(self.name, [Family(*one) for one in json.loads(json.dumps(families(self.registry)))])
+        totals.update(
+            self.name, [Family(*one) for one in json.loads(json.dumps(families(self.registry.collect())))]
+        )
 
 
 def shown(totals):

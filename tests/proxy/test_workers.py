@@ -1,6 +1,5 @@
 """Several processes on one port: one policy, one status, and what happens when one of them dies."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -24,13 +23,15 @@ def test_all_enforce_one_policy_and_the_node_says_so(gang):
     assert {one["policy_hash"] for one in status["workers"]} == {status["policy_hash"]}
     assert len({one["pid"] for one in status["workers"]} | {gang.supervisor}) == 3
     assert gang.get("/readyz") == (200, "ready: fresh, 2 of 2 workers\n")
-    document = subprocess.run(
-        [sys.executable, "-m", "edgeguard", "status", "--admin", f"127.0.0.1:{gang.admin}", "--json"],
+    shown = subprocess.run(
+        [sys.executable, "-m", "edgeguard", "status", "--admin", f"127.0.0.1:{gang.admin}"],
+        env=plain_environment() | {"COLUMNS": "200"},
         capture_output=True,
         check=True,
         text=True,
-    )
-    assert json.loads(document.stdout)["supervision"]["enforcing"] == 2
+    ).stdout
+    assert "workers.2" in shown
+    assert f"pid {status['workers'][1]['pid']}" in shown
 
 
 def test_a_second_supervisor_is_refused(gang):
@@ -86,6 +87,23 @@ def test_a_worker_that_stands_still_is_replaced_and_the_others_serve(gang):
         if alive(pids[0]):
             kill(pids[0], signal.SIGCONT)
     assert pids[0] not in gang.settled()
+
+
+@pytest.mark.long
+def test_a_worker_that_does_not_stay_up_fails_readiness(gang):
+    for _ in range(3):
+        gang.settled()
+        kill(gang.workers()[0]["pid"])
+        wait_until(lambda: len(gang.workers()) == 1, "the end of a worker")
+    gang.settled()
+    assert gang.get("/readyz") == (
+        503,
+        "not ready: workers do not stay up; 2 of 2 workers enforce the policy\n",
+    )
+    assert gang.metric("edgeguard_workers_crash_looping") == 1
+    assert gang.metric("edgeguard_ready") == 0
+    gang.tunnel().close()
+    wait_until(lambda: gang.get("/readyz")[0] == 200, "a worker that has lasted", 40)
 
 
 def test_workers_are_replaced_one_by_one_and_a_policy_comes_in_between(gang):

@@ -162,14 +162,15 @@ class Worker:
         if self._channel is None or self.state not in {State.SERVING, State.DRAINING}:
             return
         self._answered.clear()
-        self._channel.send("figures")
+        self._channel.send("figures", all=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._answered.wait()
 
     def ping(self) -> None:
+        """Asks for what it has counted, which also shows that it runs."""
         if self._channel is not None:
-            self._channel.send("figures")
+            self._channel.send("figures", all=False)
 
     def drain(self) -> None:
         """Lets it stop accepting and finish open work."""

@@ -292,7 +292,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for worker in self.workers:
                 group.create_task(worker.ask(ANSWER_S))
-        self._totals.update("supervisor", families(self._own.registry))
+        self._totals.update("supervisor", families(self._own.registry.collect()))
         self._totals.update("workers", self._of_workers())
 
     def status(self) -> dict[str, object]:

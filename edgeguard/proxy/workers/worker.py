@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from edgeguard.evidence.totals import families
+from edgeguard.evidence.totals import Family, families
 from edgeguard.evidence.turnstile import Turnstile
 from edgeguard.proxy.authority import AuthorityError
 from edgeguard.proxy.listeners import adopt
@@ -130,7 +130,7 @@ async def _listen(channel: Channel, node: Node) -> None:
                 standing = message["standing"]
                 node.follow(Standing(*standing) if standing is not None else None, message["floor"])
             case "figures":
-                await _figures(channel, node)
+                await _figures(channel, node, everything=message["all"])
             case "drain":
                 _end(node)
     logger.error("the supervisor is gone; open work may finish, then this worker ends")
@@ -142,9 +142,19 @@ def _end(node: Node) -> None:
     asyncio.get_running_loop().call_later(node.settings.bounds.drain_s + GRACE_S, os._exit, 1)
 
 
-async def _figures(channel: Channel, node: Node) -> None:
-    metrics = await asyncio.to_thread(families, node.metrics.registry)
-    channel.send("figures", metrics=metrics, figures=_of(node))
+async def _figures(channel: Channel, node: Node, *, everything: bool = False) -> None:
+    """Sends what was counted, and with `everything` also what takes time to find out."""
+    metrics = node.metrics
+    found: list[Family] = []
+    try:
+        if everything:
+            found = await asyncio.to_thread(lambda: families(metrics.registry.collect()))
+        else:
+            found = families(metrics.counted())
+    except Exception:
+        # A metric that cannot be read must not end the worker; the others are read again at the next question.
+        logger.exception("the metrics could not be read")
+    channel.send("figures", metrics=found, figures=_of(node))
 
 
 def _of(node: Node) -> dict[str, Any]:
