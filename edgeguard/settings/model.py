@@ -47,6 +47,9 @@ from edgeguard.settings.values import (
     web_url,
 )
 
+OVERFLOW_ID = 65_534
+"""The user or group that stands for all that cannot be mapped (user_namespaces(7))."""
+
 
 class Section(BaseModel):
     """What all sections share: frozen, strict, closed, no NaN or infinity."""
@@ -277,6 +280,10 @@ class PeerClient(Section):
     def _some(self) -> Self:
         if self.uid is None and self.gid is None:
             raise ValueError("give uid or gid, or both")
+        if OVERFLOW_ID in {self.uid, self.gid}:
+            raise ValueError(
+                f"{OVERFLOW_ID} is what the kernel shows of every user of another namespace; give the client an id of its own"
+            )
         return self
 
 

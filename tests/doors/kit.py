@@ -407,7 +407,13 @@ class World:
     def wire(self, door: str, certificate: Path | None = None) -> Wire:
         """A connection on which a proxy's request can be sent."""
         link = self.link(door)
-        return Tls(link, self.context(certificate), "localhost") if door == "tls" else link
+        if door != "tls":
+            return link
+        try:
+            return Tls(link, self.context(certificate), "localhost")
+        except OSError:
+            link.close()
+            raise
 
     def dial(self, address: str, port: int) -> socket.socket:
         """A connection to an address that the packet filter redirects."""
