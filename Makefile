@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-long lint format bench lock clean
+.PHONY: help install demo test test-long lint format bench soak lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ format: $(READY) ## Rewrite the code in the project's style
 
 bench: $(READY) ## Measure against the peers; writes build/bench.json
 	@$(BIN)/python -m tests.bench
+
+soak: $(READY) ## Mixed load for ten minutes, SECONDS=... for another time; fails on leaks and lost decisions
+	@$(BIN)/python -m tests.bench.soak --seconds $(or $(SECONDS),600)
 
 lock: ## Renew the lock files (needs uv on the PATH)
 	@set -e; compile="uv pip compile pyproject.toml --quiet --universal --python-version 3.12 --generate-hashes \
