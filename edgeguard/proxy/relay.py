@@ -9,11 +9,16 @@ one breaks, when nothing moves for too long, or by order.
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from edgeguard.guard import Verdict
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.clienthello import HelloError
 from edgeguard.proxy.retry import HelloWatch
+
+MUCH: Final = 32_768
+"""A piece that is larger announces more."""
 
 
 class End(asyncio.Protocol):
@@ -61,8 +66,11 @@ class End(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         write = self._write
         if write is not None:
-            self.count += len(data)
+            size = len(data)
+            self.count += size
             write(data)
+            if size > MUCH:
+                self._read_by_the_buffer()
         elif self.tunnel is not None:
             self.tunnel.watched(self, data)
         else:
@@ -80,6 +88,11 @@ class End(asyncio.Protocol):
         else:
             self.tunnel.lost(self, exc)
 
+    def _read_by_the_buffer(self) -> None:
+        """Much is coming: from now on it is read in pieces of a bounded size, so that little waits if nobody takes it."""
+        if self.tunnel is not None and self._write is not None and not self.here.is_closing():
+            self.here.set_protocol(Bulk(self, self._write, self.tunnel.buffer_bytes))
+
     def pause_writing(self) -> None:
         """`here` is full: stop reading what is written to it."""
         if self.tunnel is not None:
@@ -90,6 +103,46 @@ class End(asyncio.Protocol):
             self.there.resume_reading()
 
 
+class Bulk(asyncio.BufferedProtocol):
+    """Reads for an end through a buffer that all ends of a loop share, since each takes it for one call only."""
+
+    __slots__ = ("_buffer", "_end", "_write")
+
+    def __init__(self, end: End, write: Callable[[bytes], None], size: int) -> None:
+        self._end = end
+        self._write = write
+        self._buffer = _buffer(asyncio.get_running_loop(), size)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end.count += nbytes
+        self._write(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        return self._end.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._end.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._end.resume_writing()
+
+
+_buffers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview]] = WeakKeyDictionary()
+
+
+def _buffer(loop: asyncio.AbstractEventLoop, size: int) -> memoryview:
+    buffer = _buffers.get(loop)
+    if buffer is None or len(buffer) != size:
+        buffer = _buffers[loop] = memoryview(bytearray(size))
+    return buffer
+
+
 class Tunnel:
     """An open tunnel.
 
@@ -97,6 +150,7 @@ class Tunnel:
         verdict: The settled allow that opened it.
         key: Whose quota of tunnels it takes.
         until: Unix seconds at which time alone may change the verdict, or None.
+        buffer_bytes: What may wait in one direction for a reader that stalls, once much has come.
         charged: Bytes that were charged to the budgets of the verdict already.
         ended_by: What ended it, one word; None while it is open.
     """
@@ -107,6 +161,7 @@ class Tunnel:
         "_moved",
         "_moved_at",
         "_watch",
+        "buffer_bytes",
         "charged",
         "client",
         "ended_by",
@@ -128,6 +183,7 @@ class Tunnel:
         self.verdict = verdict
         self.key = key
         self.until = verdict.until
+        self.buffer_bytes = 0
         self.charged = 0
         self.ended_by: str | None = None
         self.client = client
@@ -149,8 +205,10 @@ class Tunnel:
         With a `watch`, `from_client` ends with the ClientHello, and the handshake goes on under it.
         """
         client, upstream = self.client, self.upstream
-        client.here.set_write_buffer_limits(buffer_bytes)
-        upstream.here.set_write_buffer_limits(buffer_bytes)
+        self.buffer_bytes = buffer_bytes
+        # Whatever cannot be written at once stops reading: what has been read by then is all that waits.
+        client.here.set_write_buffer_limits(0)
+        upstream.here.set_write_buffer_limits(0)
         if watch is not None:
             self._watch = watch
             client.count = len(from_client)
