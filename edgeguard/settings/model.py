@@ -635,7 +635,7 @@ class Bounds(Section):
     tunnels_per_client: Count = 2_000
     """Open tunnels of one client."""
     relay_bytes: Size = 65_536
-    """Bytes that one direction of a tunnel may buffer."""
+    """Bytes of one direction of a tunnel that may wait for a reader, once much has come."""
     headers: Count = 200
     """Header fields of one request."""
     answer_head_bytes: Size = 262_144
