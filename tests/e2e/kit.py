@@ -116,7 +116,7 @@ class Recorder:
 
     def __init__(self, certificate: Path, files: Path, *, http: int = 0, tls: int = 0) -> None:
         self.connections = 0
-        self.peers: set[tuple[str, int]] = set()
+        self.peers: list[tuple[str, int]] = []
         self.requests: list[tuple[str, str, str]] = []
         self.files = files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -132,7 +132,7 @@ class Recorder:
 
             def process_request(self, request, client_address):
                 recorder.connections += 1
-                recorder.peers.add(client_address)
+                recorder.peers.append(client_address)
                 super().process_request(request, client_address)
 
             def handle_error(self, request, client_address):
