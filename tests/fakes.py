@@ -102,7 +102,13 @@ class FakeGuard:
             return _refused(verdict, Reason.ADDRESS_NOT_ALLOWED)
         return verdict._replace(addresses=kept)
 
-    def settle(self, verdict: Verdict) -> Verdict:
+    def reserve(self, verdict: Verdict) -> None:
+        """Nothing has to be awaited."""
+
+    def forgo(self, verdict: Verdict) -> None:
+        """Nothing was awaited."""
+
+    def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         self._trip("settle")
         if verdict.allow and self.quota is not None:
             if self.quota <= 0:

@@ -241,6 +241,22 @@ class ProcessLimiter:
                     del tables[limit]
         self._known.clear()
 
+    def reset(self, limit: str | None = None, key: str | None = None) -> int:
+        """Forgets arrival times of one limit, of one key of it, or all; seats stay. Returns how many keys."""
+        done = 0
+        for tables in (self._enforced, self._shadow):
+            for name, table in tables.items():
+                if table.seats or limit not in {None, name}:
+                    continue
+                gone = list(table.values) if key is None else [self._digest(key)]
+                for slot in gone:
+                    if table.values.pop(slot, None) is not None:
+                        done += 1
+                        if slot:
+                            table.hand.remove(slot)
+        self._known.clear()
+        return done
+
     def usage(self) -> dict[str, Usage]:
         """Fill of the tables by limit id, report mode included."""
         totals: dict[str, Usage] = {}

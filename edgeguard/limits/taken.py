@@ -95,6 +95,8 @@ class Answer(NamedTuple):
     """Of a refusal: nanoseconds until there is quota again."""
     down: bool = False
     """Nobody answered in time: the limit's `on_store_error` decides."""
+    leased: bool = False
+    """The units came out of a lease that this node held already."""
 
 
 class Ticket:

@@ -94,13 +94,6 @@ def _references(sources: Sources, flats: dict[str, Flat]) -> Iterator[PolicyErro
     allows = [f.id for f in flats.values() if f.kind is Kind.ALLOW]
     for flat in flats.values():
         if isinstance(flat.source, RateLimit):
-            if flat.source.scope == "fleet":
-                yield sources.error(
-                    flat.id,
-                    "scope",
-                    "counters that a fleet shares are not enforced by this version",
-                    "write `host` and each node's part of the limit",
-                )
             for rule in flat.source.match.rules or ():
                 if rule not in flats or flats[rule].kind is not Kind.ALLOW:
                     yield sources.error(

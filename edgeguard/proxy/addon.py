@@ -137,7 +137,10 @@ class EdgeguardAddon:
         verdict = await self._desk.resolve(verdict)
         if self._desk.left(flow.client_conn, connection):
             return
-        verdict = self._desk.guard.settle(verdict)
+        settled = await self._desk.settle(flow.client_conn, connection, verdict)
+        if settled is None:
+            return
+        verdict = settled
         if verdict.allow:
             connection.tunnel = self._desk.begin(connection, flow.id, verdict)
             verdict = await self._desk.reach(connection, connection.tunnel)
@@ -223,7 +226,10 @@ class EdgeguardAddon:
                 verdict = await self._desk.resolve(verdict, passage.original)
                 if self._desk.left(flow.client_conn, connection):
                     return
-            verdict = self._desk.guard.settle(verdict)
+            settled = await self._desk.settle(flow.client_conn, connection, verdict)
+            if settled is None:
+                return
+            verdict = settled
         if verdict.allow:
             exchange = self._desk.begin(connection, flow.id, verdict)
             verdict = await self._desk.reach(connection, exchange)
@@ -329,6 +335,14 @@ class EdgeguardAddon:
         if h2 is not None:
             io = ctx.master.addons.get("proxyserver").connections[data.client.id].transports[data.server]
             io.reader = PacedReader(io.reader, partial(waiting, h2), self._desk.bounds.waiting_bytes)
+
+    @closed
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        """The engine forgets the socket of an upstream whose task was cancelled while it ended."""
+        handler = ctx.master.addons.get("proxyserver").connections.get(data.client.id)
+        io = None if handler is None else handler.transports.get(data.server)
+        if io is not None and io.writer is not None:
+            io.writer.transport.abort()
 
     @closed
     def server_connect_error(self, data: ServerConnectionHookData) -> None:

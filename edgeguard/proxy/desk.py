@@ -227,6 +227,18 @@ class LaneDesk:
         # Where the client wanted to go, if that is admitted, and in any case nowhere that is not.
         return verdict._replace(addresses=tuple(sorted(verdict.addresses, key=lambda a: a != original)))
 
+    async def settle(
+        self, client: ClientConnection, connection: Connection, verdict: Verdict
+    ) -> Verdict | None:
+        """The final word on a verdict, after waiting for limits that are counted elsewhere; None: the client left."""
+        waiting = self.guard.reserve(verdict)
+        if waiting is not None:
+            verdict = await waiting
+            if self.left(client, connection):
+                self.guard.forgo(verdict)
+                return None
+        return self.guard.settle(verdict)
+
     def left(self, client: ClientConnection, connection: Connection) -> bool:
         """Whether the client left while a name was resolved: then nothing is charged, and nothing is granted."""
         return self.connections.get(client.id) is not connection

@@ -156,7 +156,8 @@ class KeyFetcher:
                 self._guard.refuse(verdict, Reason.UPSTREAM_UNREACHABLE)
                 raise
             verdict = self._guard.admit(verdict, addresses)
-        verdict = self._guard.settle(verdict)
+        waiting = self._guard.reserve(verdict)
+        verdict = self._guard.settle(verdict if waiting is None else await waiting)
         if not verdict.allow:
             raise JwksError(
                 f"refused with {verdict.reason}; a rule has to allow it for the client `edgeguard`"

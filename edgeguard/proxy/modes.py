@@ -198,9 +198,10 @@ class PlainAddon(EdgeguardAddon):
         verdict = await self._desk.resolve(verdict, passage.original)
         if self._desk.left(context.client, connection):
             return None
-        verdict = self._desk.guard.settle(verdict)
-        if not verdict.allow:
-            return verdict
+        settled = await self._desk.settle(context.client, connection, verdict)
+        if settled is None or not settled.allow:
+            return settled
+        verdict = settled
         exchange = self._desk.begin(connection, context.client.id, verdict)
         verdict = await self._desk.reach(connection, exchange)
         if verdict.allow:

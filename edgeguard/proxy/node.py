@@ -27,7 +27,8 @@ from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.jwks import KeyRing
 from edgeguard.identity.plain import PlainReader
 from edgeguard.identity.tokens import TokenReader
-from edgeguard.limits.process import ProcessLimiter
+from edgeguard.limits.limiter import ScopedLimiter
+from edgeguard.limits.store import StoreMissingError
 from edgeguard.policy.names import canonical_host, split_authority
 from edgeguard.policy.request import User
 from edgeguard.proxy.addon import EdgeguardAddon
@@ -119,7 +120,7 @@ class Node:
         self.local_only = loopback_only(grounds.trust.root, settings.environment)
         """Why this node may listen on loopback only; None if it may listen anywhere."""
         self.metrics = Metrics()
-        limiter = ProcessLimiter(settings.bounds.limit_keys)
+        self._limiter = _limiter(settings, grounds.root)
         self.log = DecisionLog(
             settings.evidence.log,
             settings.evidence.queue_records,
@@ -138,7 +139,7 @@ class Node:
         bounds = settings.bounds
         self.guard = Guard(
             clients=ClientDirectory(settings.identity),
-            limiter=limiter,
+            limiter=self._limiter,
             log=self.log,
             clock=self.clock.now,
             essentials=_essentials(settings, grounds.trust),
@@ -157,7 +158,7 @@ class Node:
             nat64=[ipaddress.IPv6Network(prefix) for prefix in settings.resolver.nat64_prefixes],
         )
         self.metrics.watch_log(self.log)
-        self.metrics.watch_limits(limiter.usage)
+        self.metrics.watch_limits(lambda: self._limiter.usage(time.monotonic_ns()))
         self.sync: SyncAgent | Follower
         if part is None:
             agent = self.sync = SyncAgent(
@@ -201,6 +202,7 @@ class Node:
                 raise NodeError(self.sync.last.problem)
             await asyncio.to_thread(remember_authority, settings)
             self.guard.start()
+            self._limiter.start()
             resolver = self._resolver
             keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
             keys.start()
@@ -216,6 +218,7 @@ class Node:
                 await keys.stop()
         finally:
             self.guard.stop()
+            await self._limiter.stop()
             await asyncio.to_thread(self.sync.stop)
             await asyncio.to_thread(self.log.close)
 
@@ -305,6 +308,7 @@ class Node:
                 "log": self.settings.evidence.log,
             },
             "sync": self.sync.status(),
+            "limits": self._limiter.status(time.monotonic_ns()),
             "interception": {"fingerprint": self.authority.fingerprint},
             "process": {
                 "edgeguard": __version__,
@@ -313,6 +317,16 @@ class Node:
                 "now": now,
             },
         }
+
+
+def _limiter(settings: Settings, root: bytes) -> ScopedLimiter:
+    """Raises TableError, NodeError."""
+    try:
+        return ScopedLimiter.from_settings(
+            settings.limits, settings.environment, settings.bounds.limit_keys, root, time.monotonic_ns
+        )
+    except StoreMissingError as error:
+        raise NodeError(str(error)) from None
 
 
 def _essentials(settings: Settings, trust: TrustState) -> set[tuple[str, int]]:

@@ -7,7 +7,7 @@ claim was read (CONNECT, one day SOCKS5), the way from here is the same.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from edgeguard.guard import Facts, Verdict
@@ -112,9 +112,33 @@ class Opening(ClientSide):
 
     def _resolved(self, verdict: Verdict, addresses: Sequence[str]) -> None:
         """Checks the addresses, settles, dials; or refuses."""
+        verdict = self._door.guard.admit(verdict, addresses)
+        if verdict.decision.limits:
+            waiting = self._door.guard.reserve(verdict)
+            if waiting is not None:
+                task = asyncio.Task(self._reserve(waiting), loop=self._door.loop, eager_start=True)
+                if not task.done():
+                    self._way = task
+                return
+        self._admitted(verdict)
+
+    async def _reserve(self, waiting: Awaitable[Verdict]) -> None:
+        """Waits for limits that are counted elsewhere. Cancelled by the deadline, or when the client leaves."""
+        try:
+            verdict = await waiting
+            self._way = None
+            self._admitted(verdict)
+        except Exception:
+            # Fail closed, as above.
+            logger.exception("opening the way failed")
+            self._way = None
+            self._broken()
+
+    def _admitted(self, verdict: Verdict) -> None:
+        """Settles and dials, or refuses."""
         door = self._door
         guard = door.guard
-        verdict = guard.admit(verdict, addresses)
+        addresses: Sequence[str] = ()
         if verdict.decision.allow:
             if not self._fits(verdict):
                 self._reply(guard.refuse(verdict, Reason.MISDIRECTED_REQUEST))
@@ -254,8 +278,8 @@ class Opening(ClientSide):
             self._opaque(verdict, Reason.OPAQUE_TUNNEL)
         elif verdict.facts.protocol == "http":
             self._inspect(verdict, None)
-        elif self._back is not None and self._switch(verdict, "tcp") is not None:
-            self._relay()
+        elif self._as_tcp(verdict):
+            return
         elif self._phase == HELLO and (other := self._switch(verdict, "http")) is not None:
             self._inspect(other, None)
         elif self._phase == HELLO:
@@ -263,10 +287,35 @@ class Opening(ClientSide):
 
     def _opaque(self, verdict: Verdict, reason: Reason) -> None:
         """Bytes that name nobody: relayed where a rule says `protocol: tcp`, refused with `reason` elsewhere."""
-        if self._back is not None and self._switch(verdict, "tcp") is not None:
-            self._relay()
-        elif self._phase == HELLO:
+        if not self._as_tcp(verdict) and self._phase == HELLO:
             self._fail(reason)
+
+    def _as_tcp(self, verdict: Verdict) -> bool:
+        """Relays the bytes as they are, where a rule says `protocol: tcp`; False where none does."""
+        other = self._switch(verdict, "tcp")
+        if other is None:
+            return False
+        address = self._address
+        if self._back is not None or address is None:
+            self._relay()
+        else:  # another lane was to dial
+            door = self._door
+            self.deadline = door.now + door.dial_s
+            dialer = door.dialer.towards(other.host)
+            self._way = dialer.connect(Upstream, (address,), other.facts.port, self._dialled_late)
+        return True
+
+    def _dialled_late(self, back: Upstream | None, _: str) -> None:
+        """The upstream of a tunnel that was answered already is connected; None: nobody answers."""
+        self._way = None
+        if self._phase != HELLO:
+            if back is not None:
+                back.abandon()
+        elif back is None or back.gone:
+            self._fail(Reason.UPSTREAM_UNREACHABLE)
+        else:
+            self._back = back
+            self._relay()
 
     def _switch(self, verdict: Verdict, protocol: Protocol) -> Verdict | None:
         """The settled allow for another protocol than the one assumed; None if there is none."""
@@ -279,7 +328,7 @@ class Opening(ClientSide):
             return None
         guard.finish(verdict, sent=0, received=0, why="protocol_changed")
         self._settled = False
-        again = guard.settle(again)
+        again = guard.settle(again, before=verdict)
         self.verdict = again
         self.until = again.until
         if not again.allow:

@@ -60,6 +60,7 @@ def test_two_processes_share_counters_and_nobody_else_can_read_them(opened, path
     ]  # fmt: skip
     assert one.status(now)["processes"] == 2
     assert one.usage(now)["l"].keys == two.usage(now)["l"].keys == 1
+    assert one.usage(now + 60 * SECOND)["l"].keys == 0
     assert b"requests" not in path.read_bytes()
 
 

@@ -100,6 +100,12 @@ class ScriptedGuard:
             return self._refused(verdict, Reason.ADDRESS_NOT_ALLOWED)
         return verdict._replace(addresses=kept)
 
+    def reserve(self, verdict: Verdict) -> None:
+        """Nothing has to be awaited."""
+
+    def forgo(self, verdict: Verdict) -> None:
+        """Nothing was awaited."""
+
     def settle(self, verdict: Verdict) -> Verdict:
         self._trip("settle")
         self.settled.append(verdict)
