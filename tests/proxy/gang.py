@@ -132,12 +132,14 @@ drain_s = {drain_s}
         """Waits until every worker serves and enforces; their process ids."""
         count = self.count if count is None else count
 
-        def all_there():
-            supervision = self.status().get("supervision", {})
-            return supervision.get("enforcing") == count and len(self.workers()) == count
-
-        wait_until(all_there, f"{count} workers that enforce", 20)
-        return [one["pid"] for one in self.workers()]
+        end = time.monotonic() + 45
+        while time.monotonic() < end:
+            status = self.status()
+            pids = [one["pid"] for one in status.get("workers", []) if one["state"] == "serving"]
+            if status and status["supervision"]["enforcing"] == len(pids) == count:
+                return pids
+            time.sleep(0.1)
+        raise AssertionError(f"no {count} workers that enforce")
 
     @property
     def supervisor(self):
@@ -297,7 +299,7 @@ class Load:
         for thread in self._threads:
             thread.join(20)
 
-    def more(self, count=20, within_s=10):
+    def more(self, count=20, within_s=30):
         """Waits for so many more tunnels."""
         goal = self.done + count
         wait_until(lambda: self.done >= goal, f"{count} more tunnels", within_s)

@@ -59,7 +59,7 @@ def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang):
         with Load(gang) as load:
             load.more(20)
             kill(victim)
-            load.more(100)
+            load.more(40)
             kept = [client for client in held if ping(client)]
             seen = [gang.metric("edgeguard_decisions_total") for _ in range(5)]
     assert len(held) - len(kept) <= before[victim]

@@ -20,8 +20,8 @@ from edgeguard.sync.standing import Standing
 
 logger = logging.getLogger(__name__)
 
-START_S: Final = 30.0
-"""Time that a worker has until it serves; loading a very large policy takes seconds."""
+START_S: Final = 60.0
+"""Time that a worker has until it serves: a second or two where nothing else wants the processor."""
 LOAD_S: Final = 30.0
 """Time that a worker has to enforce what it was told."""
 FOLLOW_S: Final = 2.0
