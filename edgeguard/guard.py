@@ -452,14 +452,18 @@ class Guard:
         if verdict.ticket is not None:
             self._limiter.give_back(verdict.ticket)
 
-    def settle(self, verdict: Verdict) -> Verdict:
+    def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         """Checks and charges the limits and writes the record: the final word on an allow. Never raises.
 
-        The result may be `rate_limited` or `capacity_exceeded` where the argument was an allow.
+        `before` is the settled allow of the same tunnel whose place this one takes: it is one tunnel, so what
+        counts tunnels is not charged again. The result may be `rate_limited` or `capacity_exceeded` where the argument was an allow.
         """
         try:
             if verdict.decision.allow:
                 hits = _due(verdict)
+                if before is not None:
+                    counted = {hit[:2] for hit in _in_unit(before.decision.limits, "tunnels")}
+                    hits = tuple([hit for hit in hits if hit[:2] not in counted])
                 if hits:
                     taken = self._limiter.take(hits, self._monotonic_ns(), 1, verdict.ticket)
                     verdict = _new(Verdict, (*verdict[:_TAKEN], taken, None, *verdict[_TAKEN + 2 :]))

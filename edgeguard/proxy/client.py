@@ -119,7 +119,7 @@ class ClientSide(End):
         self._buffer = data = self._buffer + data if self._buffer else data
         if phase == HEAD:
             self._read_claim(data)
-        elif phase == HELLO:
+        elif phase == HELLO and self._way is None:
             self._read_hello()
         elif len(data) > self._door.bounds.hello_bytes:
             self.here.pause_reading()
