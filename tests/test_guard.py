@@ -355,3 +355,19 @@ async def test_subscribers_hear_of_changes_and_of_deadlines() -> None:
     await asyncio.sleep(0.3)
     bench.guard.stop()
     assert heard == [Ladder.FRESH, Ladder.STALE, Ladder.RESTRICTED, Ladder.CLOSED]
+
+
+def test_a_tunnel_that_changes_its_protocol_is_counted_once() -> None:
+    hit = LimitHit("tunnels", "checkout", "tunnels", 2, 60 * 10**9, 2, "process", True)
+    bench = Bench()
+    bench.engine.decision = bench.engine.decision._replace(limits=(hit, SEAT))
+    bench.activate()
+    guard = bench.guard
+    first = guard.settle(guard.judge(facts()))
+    guard.finish(first, sent=0, received=0, why="protocol_changed")
+    again = guard.settle(guard.judge(facts(protocol="tcp")), before=first)
+    assert (first.allow, again.allow) == (True, True)
+    assert guard.settle(guard.judge(facts())).reason is Reason.RATE_LIMITED, "the seat is taken again"
+    guard.finish(again, sent=0, received=0, why="closed")
+    assert guard.settle(guard.judge(facts())).allow, "the second tunnel, not the third"
+    assert [entry.why for entry in bench.log.entries][:3] == [None, "protocol_changed", None]

@@ -1,6 +1,8 @@
 """The front door over real sockets: what is answered, what is dialled, what is kept."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
@@ -624,3 +626,100 @@ async def test_several_addresses_are_raced(start_door, upstream):
         async with running.client() as client:
             assert await client.connect(f"good.test:{upstream.port}") == OK
         await running.idle()
+
+
+@pytest.fixture
+def silent():
+    """A port whose connections are never completed: its queue of waiting ones is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+async def test_a_connection_that_does_not_come_about_meets_the_dial_deadline(start_door, silent):
+    async with start_door(dial_s=0.2) as running:
+        running.guard.allow("good.test", silent)
+        async with running.client() as client:
+            head = await client.connect(f"good.test:{silent}")
+            assert head.startswith(b"HTTP/1.1 504 ")
+        await running.idle()
+        assert running.guard.refusals == [Reason.UPSTREAM_UNREACHABLE]
+
+
+async def test_a_client_that_leaves_while_the_upstream_is_dialled(running, silent):
+    running.guard.allow("good.test", silent)
+    async with running.client() as client:
+        client.send(f"CONNECT good.test:{silent} HTTP/1.0\r\n\r\n".encode())
+        await asyncio.sleep(0.05)
+        assert running.door.held == 1
+    await running.idle()
+    assert [entry[3] for entry in running.guard.finished] == ["client_lost"]
+
+
+async def test_a_policy_change_while_the_upstream_is_dialled(running, silent):
+    running.guard.allow("good.test", silent)
+    async with running.client() as client:
+        client.send(f"CONNECT good.test:{silent} HTTP/1.0\r\n\r\n".encode())
+        await asyncio.sleep(0.05)
+        running.guard.allowed.clear()
+        running.guard.changed()
+        assert (await client.head()).startswith(b"HTTP/1.1 403 ")
+    await running.idle()
+
+
+async def test_a_connection_made_in_the_moment_in_which_the_client_leaves_is_closed(running, upstream):
+    running.guard.allow("good.test", upstream.port)
+    for _ in range(20):
+        async with running.client() as client:
+            client.send(f"CONNECT good.test:{upstream.port} HTTP/1.0\r\n\r\n".encode())
+            await asyncio.sleep(0)
+            client.writer.transport.abort()
+    await running.idle()
+
+
+@pytest.mark.parametrize("data", [b"PING\r\n", b"\x00\x01\x02"], ids=["text", "binary"])
+async def test_raw_bytes_are_relayed_where_tls_would_be_inspected(running, upstream, data):
+    running.guard.allow("good.test", upstream.port, "tls", Lane.INSPECT)
+    running.guard.allow("good.test", upstream.port, "tcp")
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{upstream.port}") == OK
+        assert upstream.connections == 0, "the other lane dials when it is needed"
+        for byte in data:
+            client.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert await client.exactly(len(data)) == data
+        client.send(b"more")
+        assert await client.exactly(4) == b"more"
+    await running.idle()
+    assert next(entry[3] for entry in running.guard.finished) == "protocol_changed"
+    assert upstream.connections == 1
+
+
+async def test_raw_bytes_for_an_upstream_that_is_not_there(running):
+    dead = free_port()
+    running.guard.allow("good.test", dead, "tls", Lane.INSPECT)
+    running.guard.allow("good.test", dead, "tcp")
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{dead}") == OK
+        client.send(b"\x00\x01\x02")
+        assert await client.rest() == b""
+    await running.idle()
+    assert running.guard.refusals == [Reason.UPSTREAM_UNREACHABLE]
+
+
+async def test_a_client_that_leaves_while_its_raw_bytes_wait_for_the_upstream(running, silent):
+    running.guard.allow("good.test", silent, "tls", Lane.INSPECT)
+    running.guard.allow("good.test", silent, "tcp")
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{silent}") == OK
+        client.send(b"\x00\x01\x02")
+        await asyncio.sleep(0.05)
+        client.send(b"\x03")
+        await asyncio.sleep(0.05)
+    await running.idle()
