@@ -28,7 +28,7 @@ FOLLOW_S: Final = 2.0
 """Time after which one that has not confirmed it no longer counts as enforcing it."""
 HANG_S: Final = 5.0
 """A worker that says nothing for so long does not run, and is killed."""
-END_S: Final = 2.0
+END_S: Final = 5.0
 """Time between the end of a worker's channel and its own."""
 PACKAGE: Final = "edgeguard.proxy.workers"
 
