@@ -207,7 +207,8 @@ class Tunnel:
         client, upstream = self.client, self.upstream
         self.buffer_bytes = buffer_bytes
         # Whatever cannot be written at once stops reading: what has been read by then is all that waits.
-        client.here.set_write_buffer_limits(0)
+        # (TLS to the proxy would take a limit of 0 to mean that it may never write.)
+        client.here.set_write_buffer_limits(0 if client.here.can_write_eof() else buffer_bytes)
         upstream.here.set_write_buffer_limits(0)
         if watch is not None:
             self._watch = watch
