@@ -75,6 +75,7 @@ def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 def test_a_worker_that_stands_still_is_replaced_and_the_others_serve(gang):
     pids = gang.settled()
     kill(pids[0], signal.SIGSTOP)
@@ -90,6 +91,7 @@ def test_a_worker_that_stands_still_is_replaced_and_the_others_serve(gang):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 def test_a_worker_that_does_not_stay_up_fails_readiness(gang):
     for _ in range(3):
         gang.settled()

@@ -13,7 +13,7 @@ from edgeguard.evidence.log import verify_chain
 from tests.e2e.kit import plain_environment, wait_until
 from tests.proxy.gang import Gang, Load, alive, kill, ping
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -51,11 +51,14 @@ async def test_the_channel():
     two.send("event", event=["kind", "x" * 200_000])
     assert await two.receive() == {"kind": "expect", "standing": None, "floor": float("-inf")}
     assert len((await one.receive())["event"][1]) == 200_000
-    two.close()
+    two.send("figures", metrics=["x" * 2_000_000])  # more than the kernel takes at once
+    ending = asyncio.ensure_future(two.finish())
+    assert len((await one.receive())["metrics"][0]) == 2_000_000
+    await ending
     assert await one.receive() is None
     one.close()
     one.send("into the void")
-    await one.flush()
+    await one.finish()
 
 
 def test_pauses_grow_and_have_a_limit():

@@ -5,6 +5,7 @@ is the end of it: when either process dies, the other one reads the end of the s
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -46,12 +47,11 @@ class Channel:
             return None
         return message
 
-    async def flush(self) -> None:
-        """Waits until what was sent has left. Never raises: the other end may be gone."""
-        try:
-            await self._writer.drain()
-        except OSError:
-            return
+    async def finish(self) -> None:
+        """Closes once everything has left that was sent. Never raises: the other end may be gone."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     def close(self) -> None:
         self._writer.close()

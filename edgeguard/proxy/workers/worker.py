@@ -88,7 +88,7 @@ async def work(end: socket.socket) -> int:
         finally:
             told.cancel()
             await _figures(channel, node)
-            await channel.flush()
+            await channel.finish()
     except (NodeError, AuthorityError, StoreError, Refusal, SettingsError, OSError) as error:
         logger.critical("this worker does not serve: %s", error)
         return 1
