@@ -207,9 +207,9 @@ class Tunnel:
         client, upstream = self.client, self.upstream
         self.buffer_bytes = buffer_bytes
         # Whatever cannot be written at once stops reading: what has been read by then is all that waits.
-        # (TLS to the proxy would take a limit of 0 to mean that it may never write.)
+        # (TLS, to the proxy or to a parent, would take a limit of 0 to mean that it may never write.)
         client.here.set_write_buffer_limits(0 if client.here.can_write_eof() else buffer_bytes)
-        upstream.here.set_write_buffer_limits(0)
+        upstream.here.set_write_buffer_limits(0 if upstream.here.can_write_eof() else buffer_bytes)
         if watch is not None:
             self._watch = watch
             client.count = len(from_client)
@@ -297,7 +297,7 @@ class Tunnel:
             if not end.there.is_closing():
                 end.there.write_eof()
         else:
-            # TLS to the proxy cannot be closed by halves: what is buffered is delivered, then it ends.
+            # TLS cannot be closed by halves: what is buffered is delivered, then it ends.
             end.there.close()
 
     def lost(self, end: End, error: Exception | None) -> None:
