@@ -7,6 +7,7 @@ targets mean one thing and take the short way.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from edgeguard.policy.conditions import NEVER_IMPLIED, OK, PROTOCOL
@@ -156,6 +157,9 @@ class Inside:
             check_target(target)
         except PathError:
             return None, NO_QUERY
+        if self._plan.peeks:
+            with suppress(PathError):  # what is only reported refuses nothing
+                return spellings(target), query_readings(target) if "?" in target else NO_QUERY
         return _ROOT, NO_QUERY
 
     def _short(self, method: str, paths: tuple[str, ...], queries: tuple[Query, ...]) -> Granted | None:

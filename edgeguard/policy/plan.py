@@ -23,7 +23,7 @@ class Plan(Span):
 
     __slots__ = (
         "address", "allows", "connect", "denies", "early", "gates", "inside", "learn", "lifts", "limits", "looks",
-        "lost", "near", "never", "port", "quarantine", "report_allows", "report_denies", "report_gates", "stage",
+        "lost", "near", "never", "peeks", "port", "quarantine", "report_allows", "report_denies", "report_gates", "stage",
     )  # fmt: skip
 
     def __init__(self, port: int) -> None:
@@ -52,7 +52,9 @@ class Plan(Span):
         self.address: frozenset[str] | None = None
         """For a special-purpose literal: the allows whose `resolves_to` holds it."""
         self.looks = False
-        """Some condition here reads the path or the query."""
+        """Some condition that is enforced here reads the path or the query."""
+        self.peeks = False
+        """Some condition that is only reported does; no verdict may depend on it."""
         self.connect: dict[str, Decision] = {}
         """Decisions on connections, by protocol."""
         self.inside: dict[str, Inside] = {}

@@ -248,19 +248,32 @@ class Planner:
             plan.never = True
         plan.early = _early(plan, client)
         plan.looks = any(map(_looks, _conditions(plan)))
+        plan.peeks = any(map(_looks, _reporting(plan)))
 
 
 _GROUPS: Final = ("allows", "denies", "gates", "report_allows", "report_denies", "report_gates", "lost")
 
 
 def _conditions(plan: Plan) -> Iterator[Condition]:
-    for name in _GROUPS:
+    """What can change a verdict."""
+    for name in ("allows", "denies", "gates", "lost"):
         for statement in getattr(plan, name):
             yield statement.cond
-    for statement, _ in plan.limits:
-        yield statement.cond
-    for conditions in plan.lifts.values():
-        yield from conditions
+            yield from plan.lifts.get(statement.id, ())
+    for statement, hit in plan.limits:
+        if hit.enforced:
+            yield statement.cond
+            yield from plan.lifts.get(statement.id, ())
+
+
+def _reporting(plan: Plan) -> Iterator[Condition]:
+    """What is only reported."""
+    for name in ("report_allows", "report_denies", "report_gates"):
+        for statement in getattr(plan, name):
+            yield statement.cond
+    for statement, hit in plan.limits:
+        if not hit.enforced:
+            yield statement.cond
 
 
 def _looks(cond: Condition) -> bool:

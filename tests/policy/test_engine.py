@@ -597,3 +597,15 @@ def test_what_is_remembered_is_bounded():
     for number in range(2 * MAX_RECENT + 10):
         assert ask(e, method="GET", target=f"/{number}").allow
     assert len(e._recent) <= MAX_RECENT
+
+
+@pytest.mark.parametrize("target", ["/..", "/%zz", "/a%00"])
+def test_what_is_only_reported_refuses_no_target(target):
+    """The verdict is as if the rule were absent."""
+    base = 'id: a, effect: allow, to: ["a.example:443"], tls: inspect'
+    report = 'id: d, effect: deny, to: ["a.example"], paths: ["/x/**"], mode: report'
+    enforced = report.replace("report", "enforce")
+    assert ask(rules(base), method="GET", target=target).allow
+    assert ask(rules(base, report), method="GET", target=target).allow
+    assert ask(rules(base, report), method="GET", target="/x/%2e").would == (("would_deny", "d"),)
+    assert ask(rules(base, enforced), method="GET", target=target).reason is Reason.MALFORMED_REQUEST
