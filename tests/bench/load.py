@@ -6,6 +6,7 @@ wrong or missing answer ends the run with an error. Prints one JSON object.
 """
 
 import asyncio
+import contextlib
 import json
 import select
 import socket
@@ -111,6 +112,8 @@ class Tunnels:
     def open(self) -> int:
         client = socket.socket()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if "buffer" in self.plan:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.plan["buffer"])
         client.connect(("127.0.0.1", self.plan["proxy"]))
         client.setblocking(False)
         client.send(self.connect)
@@ -287,6 +290,32 @@ def idle(plan: dict[str, Any]) -> dict[str, float]:
         return {"operations": plan["parallel"]}
 
 
+STALL_S = 0.5
+SMALL_BUFFER = 65_536
+
+
+def stalled(plan: dict[str, Any]) -> dict[str, float]:
+    """Opens tunnels whose clients read nothing, sends into them until nothing moves, says so, and waits for a line."""
+    # The kernel's own buffers are not the proxy's memory; small ones here leave room for many tunnels.
+    with Tunnels({**plan, "buffer": SMALL_BUFFER}) as tunnels:
+        tunnels.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+        tunnels.establish(plan["parallel"])
+        sent, moved = 0, time.perf_counter()
+        while time.perf_counter() - moved < STALL_S:
+            before = sent
+            for peer in tunnels.upstream.values():
+                with contextlib.suppress(BlockingIOError):
+                    sent += peer.send(CHUNK)
+            if sent != before:
+                moved = time.perf_counter()
+            else:
+                time.sleep(0.01)
+        sys.stdout.write("open\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        return {"operations": plan["parallel"], "sent": sent}
+
+
 # Intercepted TLS
 
 
@@ -390,6 +419,7 @@ KINDS = {
     "roundtrip": roundtrip,
     "bulk": bulk,
     "idle": idle,
+    "stalled": stalled,
     "https_keep": https_keep,
     "https_new": https_new,
 }

@@ -3,16 +3,18 @@
 import importlib
 import json
 import os
+import shutil
 import socket
+import subprocess
 import threading
 
 import pytest
 from rich.console import Console
 
-from tests.bench import limit, load, report
+from tests.bench import limit, load, report, tunnels
 from tests.bench.__main__ import SUBJECTS
 from tests.bench.run import Run, capacity, percentile
-from tests.bench.world import free_ports
+from tests.bench.world import Absent, free_ports
 
 
 def test_every_subject_is_a_module_that_measures():
@@ -91,6 +93,23 @@ def test_the_load_counts_no_wrong_answer(answer):
         }
         with pytest.raises(load.WrongAnswer):
             load.new(plan)
+
+
+def test_the_compiled_load_counts_no_wrong_answer(tmp_path):
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        with pytest.raises(Absent, match="C compiler"):
+            tunnels.compile_load(tmp_path)
+        return
+    program = tunnels.compile_load(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+        threading.Thread(target=_answer_all, args=(proxy, answer), daemon=True).start()
+        ports = [str(proxy.getsockname()[1]), str(free_ports(1)[0])]
+        for kind, last in (("new", ["1", "0.1"]), ("added", ["1"])):
+            command = [str(program), kind, *ports, "tunnel.bench.example", "1603", str(os.getpid()), *last]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+            assert done.returncode == 1
+            assert "CONNECT was answered with: HTTP/1.1 403" in done.stderr
 
 
 def _answer_all(proxy: socket.socket, answer: bytes) -> None:

@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 from edgeguard.evidence.log import verify_chain
+from tests.bench import tunnels
 from tests.bench.run import Run, by_rate, capacity
 from tests.bench.world import TUNNEL_NAME, Absent, BenchError, Peers, node_policy, run_load, two_cores
 
 KEYS = ("tunnel.new.vs_squid", "tunnel.roundtrip.vs_squid", "tunnel.bulk.vs_squid")
+ADDED = ("tunnel.added.p50_us", "tunnel.added.p99_us")
 PARALLEL = {"new": 16, "roundtrip": 16, "bulk": 1}
 SATURATED = 0.9
 
@@ -29,10 +31,22 @@ def measure(run: Run) -> dict[str, float]:
             proxies["squid_unlogged"] = peers.squid(logs=False)
         except Absent as absent:
             run.absent(KEYS, str(absent))
-        readings = _all_readings(run, peers, proxies)
+        program: Path | None = None
+        try:
+            program = tunnels.compile_load(Path(folder))
+        except Absent as absent:
+            run.absent(ADDED, str(absent))
+            run.note(f"tunnel.new: the load is the slower one in Python: {absent}")
+        readings = _all_readings(run, peers, proxies, program)
         figures = _figures(run, readings)
+        pairs = run.pick(300, 3000)
+        if program is not None:
+            figures |= tunnels.added(
+                program, proxy=node.port, upstream=peers.tunnel_port, pid=node.pid, count=pairs
+            )
         node.stop()
-        opened = sum(int(one["operations"]) for one in readings["new", "edgeguard"])
+        opened = 0 if program is None else pairs
+        opened += sum(int(one["operations"]) for one in readings["new", "edgeguard"])
         opened += len(readings["roundtrip", "edgeguard"]) * PARALLEL["roundtrip"]
         opened += len(readings["bulk", "edgeguard"])
         figures["evidence.lost"] = _lost(node.decisions, opened)
@@ -43,7 +57,9 @@ def measure(run: Run) -> dict[str, float]:
 type Readings = dict[tuple[str, str], list[dict[str, float]]]
 
 
-def _all_readings(run: Run, peers: Peers, proxies: dict[str, tuple[int, int]]) -> Readings:
+def _all_readings(
+    run: Run, peers: Peers, proxies: dict[str, tuple[int, int]], program: Path | None
+) -> Readings:
     readings: Readings = {(kind, name): [] for kind in PARALLEL for name in proxies}
     for number in range(run.pick(1, 5)):
         for kind, parallel in PARALLEL.items():
@@ -51,15 +67,26 @@ def _all_readings(run: Run, peers: Peers, proxies: dict[str, tuple[int, int]]) -
             for name, (pid, port) in list(proxies.items())[:: 1 if number % 2 == 0 else -1]:
                 if name == "squid_unlogged" and kind != "new":
                     continue
-                result = run_load(
-                    kind,
-                    proxy=port,
-                    upstream=peers.tunnel_port,
-                    name=TUNNEL_NAME,
-                    pid=pid,
-                    parallel=parallel,
-                    seconds=run.pick(0.5, 2.0),
-                )
+                seconds = run.pick(0.5, 2.0)
+                if kind == "new" and program is not None:
+                    result = tunnels.new(
+                        program,
+                        proxy=port,
+                        upstream=peers.tunnel_port,
+                        pid=pid,
+                        parallel=parallel,
+                        seconds=seconds,
+                    )
+                else:
+                    result = run_load(
+                        kind,
+                        proxy=port,
+                        upstream=peers.tunnel_port,
+                        name=TUNNEL_NAME,
+                        pid=pid,
+                        parallel=parallel,
+                        seconds=seconds,
+                    )
                 readings[kind, name].append(result)
     return readings
 
