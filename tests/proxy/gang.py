@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -214,6 +215,21 @@ def ping(client, text=b"x" * 16):
         return client.recv(len(text), socket.MSG_WAITALL) == text
     except OSError:
         return False
+
+
+def answering(clients, within_s=0.5):
+    """Which of these tunnels carry bytes both ways."""
+    for client in clients:
+        with contextlib.suppress(OSError):
+            client.sendall(b"x")
+    time.sleep(within_s)
+    readable = select.select(clients, (), (), 0)[0]
+    found = []
+    for client in readable:
+        with contextlib.suppress(OSError):
+            if client.recv(1) == b"x":
+                found.append(client)
+    return found
 
 
 class Refused(Exception):

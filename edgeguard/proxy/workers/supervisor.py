@@ -6,6 +6,7 @@ says what it enforces. One that enforces anything else is replaced.
 """
 
 import asyncio
+import importlib.metadata
 import itertools
 import logging
 import time
@@ -318,6 +319,7 @@ class Supervisor:
             "interception": {"fingerprint": self._grounds.authority.fingerprint},
             "process": {
                 "edgeguard": __version__,
+                "mitmproxy": importlib.metadata.version("mitmproxy"),
                 "started_at": self._started,
                 "now": now,
             },
