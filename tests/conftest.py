@@ -8,6 +8,9 @@ import pytest
 PACKAGES = {
     "curl": "curl",
     "git": "git",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "node": "nodejs",
     "nginx": "nginx-light",
     "openssl": "openssl",
     "squid": "squid",

@@ -40,11 +40,13 @@ class EdgeStream(engine.HttpStream):
         super().__init__(context, stream_id)
         self._desk = desk
         self._answered = False
+        self._takes_trailers = False
         self._shape = Shape(forward=False, absolute=False, body=False, scheme=b"")
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, http_events.RequestHeaders):
             data = event.request.data
+            self._takes_trailers = event.request.headers.get("te", "").strip().lower() == "trailers"
             self._shape = Shape(
                 self.mode is engine.HTTPMode.regular,
                 bool(data.authority),
@@ -78,8 +80,12 @@ class EdgeStream(engine.HttpStream):
                         continue
                 elif isinstance(sent, http_events.ResponseHeaders):
                     self._answered = sent.response.status_code != 100
-                elif isinstance(sent, http_events.RequestHeaders) and not sent.end_stream:
-                    self._frame(sent.request)
+                elif isinstance(sent, http_events.RequestHeaders):
+                    if self._takes_trailers and self.context.client.alpn == self.context.server.alpn == b"h2":
+                        # Not hop-by-hop in HTTP/2 (RFC 9113, 8.2.2), and gRPC does not go without it.
+                        sent.request.headers["te"] = "trailers"
+                    if not sent.end_stream:
+                        self._frame(sent.request)
             elif isinstance(command, (HttpRequestHeadersHook, HttpConnectHook)):
                 command.flow.metadata[SHAPE] = self._shape
             elif isinstance(command, HttpErrorHook):
