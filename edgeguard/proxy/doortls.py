@@ -18,7 +18,7 @@ from edgeguard.settings import ListenTls
 
 logger = logging.getLogger(__name__)
 
-LOOK_S: Final = 5.0
+LOOK_S: Final = 1.0
 """Time between looks at the files."""
 _MODES: Final = {
     "off": ssl.CERT_NONE,

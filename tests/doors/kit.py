@@ -7,6 +7,7 @@ Three processes, since a node has one HTTP door: `plain` (with SOCKS5 and redire
 import asyncio
 import contextlib
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -28,6 +29,7 @@ from tests.e2e.kit import Recorder, free_port, plain_environment, wait_until
 TIMEOUT_S: Final = 5.0
 SO_MARK: Final = 36
 MARK: Final = 0x65646765
+SECRET: Final = hashlib.sha256(b"secret").hexdigest()
 DOORS: Final = ("connect", "socks", "transparent", "tls", "unix")
 
 POLICY = """\
@@ -97,10 +99,10 @@ log = "{folder}/decisions.jsonl"
 [admin]
 address = "unix:{folder}/admin.sock"
 [bounds]
-head_s = 1.0
-hello_s = 1.0
+head_s = 0.8
+hello_s = 0.8
 dial_s = 2.0
-handshake_s = 1.0
+handshake_s = 0.8
 server_first_s = 0.3
 connections = 300
 """
@@ -221,7 +223,7 @@ class Node:
         """Where the log ends, once it has come to rest."""
         size = -1
         while size != (size := self.log.stat().st_size if self.log.exists() else 0):
-            time.sleep(0.03)
+            time.sleep(0.01)
         return size
 
     def record(self, mark: int, verdict: str) -> dict[str, object]:
@@ -273,7 +275,7 @@ class World:
         self.strangers = Authority(folder / "strangers")
         proxies = Authority(folder / "proxies")
         self.proxy_authority = proxies.file
-        server = proxies.issue("proxy", dns=["localhost"], ips=["127.0.0.1"])
+        self._server = proxies.issue("proxy", dns=["localhost"], ips=["127.0.0.1"])
         self.ports = {
             "tls": self.upstream.tls,
             "http": self.upstream.http,
@@ -285,40 +287,53 @@ class World:
         asyncio.run(self._publish(workshop, POLICY.format(**self.ports).encode()))
         self._root = workshop.root_file
         self._bundles = self._serve(folder / "workshop" / "repository")
+        self._redirect()
+
+    def _configured(self, name: str) -> tuple[str, str]:
+        """`[listen]` and `[identity]` of a node."""
         ports = self.ports
-        self.start(
-            "plain",
-            f'address = "127.0.0.1:{ports["connect"]}"\nsocks = "127.0.0.1:{ports["socks"]}"\n'
-            f'transparent = "127.0.0.1:{ports["transparent"]}"\nproxy_protocol_from = ["127.0.0.77/32"]',
-            '[identity]\nstatic = "tester"\n'
-            '[[identity.cidr]]\ncidr = "192.0.2.0/24"\nclient = "somebody"\n'
-            '[[identity.cidr]]\ncidr = "2001:db8::/32"\nclient = "somebody"\n'
-            '[[identity.secret]]\nclient = "runner"\n'
-            'sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"\n',  # secret
-        )
-        self.start(
-            "tls",
-            f'address = "127.0.0.1:{ports["secure"]}"\nproxy_protocol_from = ["127.0.0.77/32"]\n'
-            f'[listen.tls]\ncertificate = "{server}"\nkey = "{server}"\nclient_auth = "optional"\n'
-            f'client_ca = "{self.clients.file}"\nclient_crl = "{self.clients.revoked_file}"',
-            '[identity]\nstatic = "tester"\n'
-            '[[identity.certificate]]\nuri = "spiffe://example.org/runner"\nclient = "runner"\n'
-            '[[identity.certificate]]\ndns = "tester.example.org"\nclient = "tester"\n'
-            '[[identity.secret]]\nclient = "agent"\n'
-            'sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"\n',
-        )
-        self.start(
-            "unix",
+        if name == "plain":
+            return (
+                (
+                    f'address = "127.0.0.1:{ports["connect"]}"\nsocks = "127.0.0.1:{ports["socks"]}"\n'
+                    f'transparent = "127.0.0.1:{ports["transparent"]}"\nproxy_protocol_from = ["127.0.0.77/32"]'
+                ),
+                (
+                    '[identity]\nstatic = "tester"\n'
+                    '[[identity.cidr]]\ncidr = "192.0.2.0/24"\nclient = "somebody"\n'
+                    '[[identity.cidr]]\ncidr = "2001:db8::/32"\nclient = "somebody"\n'
+                    f'[[identity.secret]]\nclient = "runner"\nsha256 = "{SECRET}"\n'
+                ),
+            )
+        if name == "tls":
+            return (
+                (
+                    f'address = "127.0.0.1:{ports["secure"]}"\nproxy_protocol_from = ["127.0.0.77/32"]\n'
+                    f'[listen.tls]\ncertificate = "{self._server}"\nkey = "{self._server}"\nclient_auth = "optional"\n'
+                    f'client_ca = "{self.clients.file}"\nclient_crl = "{self.clients.revoked_file}"'
+                ),
+                (
+                    '[identity]\nstatic = "tester"\n'
+                    '[[identity.certificate]]\nuri = "spiffe://example.org/runner"\nclient = "runner"\n'
+                    '[[identity.certificate]]\ndns = "tester.example.org"\nclient = "tester"\n'
+                    f'[[identity.secret]]\nclient = "agent"\nsha256 = "{SECRET}"\n'
+                ),
+            )
+        return (
             f'address = "unix:{self.socket}"',
             '[identity]\nstatic = "tester"\n[[identity.peer]]\nuid = 4321\nclient = "agent"\n',
         )
-        for node in self.nodes.values():
-            wait_until(functools.partial(self._ready, node), f"{node.name} to serve", within_s=30)
-        self._redirect()
 
-    def start(self, name: str, listen: str, identity: str) -> Node:
+    def serve(self, *names: str) -> None:
+        """Starts nodes that do not run yet, together."""
+        begun = [self._begin_node(name) for name in names if name not in self.nodes]
+        for node in begun:
+            wait_until(functools.partial(self._ready, node), f"{node.name} to serve", within_s=30)
+
+    def _begin_node(self, name: str) -> Node:
         folder = self.folder / name
         folder.mkdir()
+        listen, identity = self._configured(name)
         values = {"listen": listen, "identity": identity, "root": self._root, "folder": folder}
         values |= {"bundles": self._bundles, "names": NAMES, "authority": self.authority}
         (folder / "edgeguard.toml").write_text(CONFIG.format(**values))
@@ -384,10 +399,14 @@ class World:
     # Ways in
 
     def node_of(self, door: str) -> Node:
-        return self.nodes[door if door in {"tls", "unix"} else "plain"]
+        """The process behind a door, which may have to be started."""
+        name = door if door in {"tls", "unix"} else "plain"
+        self.serve(name)
+        return self.nodes[name]
 
     def link(self, door: str, *, source: str = "127.0.0.1") -> socket.socket:
         """A connection to a door, before anything is said."""
+        self.node_of(door)
         if door == "unix":
             link = socket.socket(socket.AF_UNIX)
             link.settimeout(TIMEOUT_S)
@@ -417,6 +436,7 @@ class World:
 
     def dial(self, address: str, port: int) -> socket.socket:
         """A connection to an address that the packet filter redirects."""
+        self.node_of("transparent")
         link = socket.socket()
         link.settimeout(TIMEOUT_S)
         link.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK)

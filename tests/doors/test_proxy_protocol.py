@@ -76,7 +76,7 @@ def test_the_address_in_the_header_is_who_asks(world, header, host, expected):
     ],
 )
 def test_headers_that_are_refused(world, header):
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     before = node.status()["connections"]["failed"].get("preface", 0)
     with world.link("connect", source=BALANCER) as link:
         link.sendall(header + request(world))
@@ -91,7 +91,7 @@ def test_headers_that_are_refused(world, header):
 @pytest.mark.parametrize("header", [V1, v2(), b"PROXY UNKNOWN\r\n"])
 def test_nobody_else_is_believed(world, header):
     """attack-Y06"""
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with world.link("connect") as link:
         link.sendall(header + request(world))
@@ -147,7 +147,7 @@ def test_socks_behind_a_balancer(world):
         assert exactly(link, 4) == b"\x05\x00\x05\x00"
 
 
-@pytest.mark.parametrize("sent", [b"", b"P", V1[:-1], V1[:-2], SIGNATURE, v2()[:-1]])
+@pytest.mark.parametrize("sent", [b"", V1[:-1], V1[:-2], v2()[:-1]])
 def test_a_slow_header_has_a_deadline(world, sent):
     began = time.monotonic()
     with world.link("connect", source=BALANCER) as link:
@@ -159,7 +159,7 @@ def test_a_slow_header_has_a_deadline(world, sent):
 
 def test_waiting_for_a_header_costs_nothing(world):
     """A header that is begun and not finished must not keep the event loop turning."""
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     links = [world.link("connect", source=BALANCER) for _ in range(20)]
     for link in links:
         link.sendall(V1[:-2])

@@ -22,7 +22,7 @@ def said(world, *messages: bytes, whole: bool = False) -> bytes:
 
 def refused(world, message: bytes) -> tuple[bytes, str]:
     """The reply to a request, and the reason on record."""
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with world.link("socks") as link:
         link.sendall(OPEN)
@@ -93,7 +93,7 @@ def test_refusals_have_a_code_and_a_record(world, message, code, reason):
     ],
 )
 def test_greetings_that_are_refused(world, first, answer):
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     assert said(world, first, whole=True) == answer
     assert node.record(mark, "deny")["reason"] in {
@@ -130,7 +130,7 @@ def test_user_and_password_are_those_of_basic(world):
 )
 def test_wrong_credentials_never_fall_through(world, user, password):
     """attack-Y05: `static` would let this client in, were nothing presented."""
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with world.link("socks") as link:
         link.sendall(

@@ -24,6 +24,11 @@ ROWS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _all(world):
+    world.serve("plain", "tls", "unix")
+
+
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(("host", "port", "more", "allowed", "reason", "rule", "lane"), ROWS)
 def test_the_verdict_is_the_same_at_every_door(world, door, host, port, more, allowed, reason, rule, lane):
@@ -87,12 +92,12 @@ def test_a_quota_is_one_whatever_the_door(world, door):
 
 def test_the_doors_are_told_to_whoever_asks(world):
     ports = world.ports
-    assert world.nodes["plain"].status()["doors"] == [
+    assert world.node_of("plain").status()["doors"] == [
         f"http://127.0.0.1:{ports['connect']}",
         f"socks5h://127.0.0.1:{ports['socks']}",
         f"transparent://127.0.0.1:{ports['transparent']}",
     ]
-    assert world.nodes["tls"].status()["doors"] == [f"https://127.0.0.1:{ports['secure']}"]
-    assert world.nodes["unix"].status()["doors"] == [f"unix:{world.socket}"]
+    assert world.node_of("tls").status()["doors"] == [f"https://127.0.0.1:{ports['secure']}"]
+    assert world.node_of("unix").status()["doors"] == [f"unix:{world.socket}"]
     said = (world.folder / "plain" / "output.log").read_text()
     assert f"socks5h://127.0.0.1:{ports['socks']}" in said

@@ -18,7 +18,7 @@ def _redirected(world):
 
 
 def denied(world, link, *messages: bytes) -> tuple[bytes, dict[str, object]]:
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with link:
         for message in messages:
@@ -62,7 +62,7 @@ def test_a_host_field_on_an_unrelated_address(world):
     ],
 )  # fmt: skip
 def test_plain_http(world, message, status, reason):
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with world.dial("127.0.0.1", world.ports["http"]) as link:
         link.sendall(message.format(port=f":{world.ports['http']}").encode())
@@ -120,7 +120,7 @@ def test_a_hello_in_two_pieces_wherever_it_is_cut(world):
 
 def test_who_dials_the_door_itself_is_refused(world):
     """attack-C06: there is nowhere that such a connection could have been going."""
-    node = world.nodes["plain"]
+    node = world.node_of("plain")
     mark = node.mark()
     with socket.create_connection(("127.0.0.1", world.ports["transparent"]), 5) as link:
         link.sendall(client_hello("tunnel.test"))

@@ -34,6 +34,11 @@ def asked_by(world, uid: int, host: str) -> str:
     ).stdout.strip()
 
 
+@pytest.fixture(autouse=True)
+def _running(world):
+    world.serve("unix")
+
+
 def test_the_file_has_the_configured_mode(world):
     status = world.socket.stat()
     assert stat.S_ISSOCK(status.st_mode)
