@@ -55,7 +55,9 @@ _TARGETED: Final = b"cdn-cache-control"
 """RFC 9213: fields for one kind of cache, like `CDN-Cache-Control`."""
 _LISTS: Final = frozenset({b"connection", b"upgrade"})
 _READ: Final = _FRAMING | _OVERRIDES | _LISTS | {b"proxy-authorization", b"accept"}
-_DROPPED: Final = _HOP_BY_HOP | _REWRITES | {_EXTENSIONS}
+_PARENTS: Final = frozenset({b"x-upstream-https-proxy"})
+"""Ask a proxy to go through another one: here nobody but the configuration names a parent."""
+_DROPPED: Final = _HOP_BY_HOP | _REWRITES | _PARENTS | {_EXTENSIONS}
 _NEVER_TRAILERS: Final = frozenset({
     b"age",
     b"authorization",

@@ -242,6 +242,8 @@ async def test_identical_authorities_in_other_spellings_are_one(lane):
             id="attack-S08",
         ),
         pytest.param("X-Original-URL: /admin", id="original-url"),
+        pytest.param("X-Upstream-Https-Proxy: http://evil.test:3128", id="attack-C13"),
+        pytest.param("x_upstream.https-proxy: not a proxy", id="attack-C13-alias"),
     ],
 )
 async def test_what_never_reaches_the_upstream(lane, field):
