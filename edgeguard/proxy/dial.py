@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,13 @@ PREFERRED_ENTRIES: Final = 1024
 
 class DialError(OSError):
     """No address could be connected to."""
+
+
+class Announcing(asyncio.Protocol):
+    """A protocol that says when it is connected and when no longer: what `connecting` is for, if it is set."""
+
+    __slots__ = ()
+    connecting: "Connecting[Any] | None"
 
 
 type Dialled[P] = Callable[[P | None, str], None]
@@ -71,7 +78,7 @@ class Dialer:
         """The dialer for the addresses of a canonical host."""
         return self
 
-    def connect[P: asyncio.Protocol](
+    def connect[P: Announcing](
         self, factory: Callable[[], P], addresses: Sequence[str], port: int, done: "Dialled[P]"
     ) -> "Connecting[P] | asyncio.Task[tuple[asyncio.Transport, P, str]]":
         """What `dial` does, with a callback. What is returned can be cancelled.
@@ -189,13 +196,14 @@ class Dialer:
         return transport, protocol, address
 
 
-class Connecting[P: asyncio.Protocol]:
-    """One connection being made, without a task.
+class Connecting[P: Announcing]:
+    """One connection being made, without a task, and told of by its protocol in the moment in which it is there.
 
-    What the loop's coroutine waits for is a future or two; to step it from their callbacks costs less than a task.
+    The loop's coroutine is stepped from the callback of the future that it waits for. Once the connection is made
+    it would only return it, after one more turn of the loop; so it is left where it is, until the connection ends.
     """
 
-    __slots__ = ("_address", "_coroutine", "_done", "_waiter")
+    __slots__ = ("_address", "_coroutine", "_done", "_protocol", "_waiter")
 
     def __init__(
         self,
@@ -205,17 +213,31 @@ class Connecting[P: asyncio.Protocol]:
         port: int,
         done: Dialled[P],
     ) -> None:
+        protocol = factory()
+        protocol.connecting = self
+        self._protocol = protocol
         self._address = address
         self._done = done
-        self._coroutine = loop.create_connection(factory, address, port)
+        self._coroutine = loop.create_connection(lambda: protocol, address, port)
         try:
             self._wait(self._coroutine.send(None))
         except OSError:
+            protocol.connecting = None
             loop.call_soon(done, None, address)  # the kernel has refused at once
 
     def cancel(self) -> None:
         """Gives the connection up."""
         self._waiter.cancel()
+
+    def made(self) -> None:
+        """The connection is there. For its protocol."""
+        self._waiter.remove_done_callback(self._step)
+        self._done(self._protocol, self._address)
+
+    def release(self) -> None:
+        """The connection is gone. For its protocol."""
+        self._protocol.connecting = None
+        self._coroutine.close()
 
     def _wait(self, waiter: "asyncio.Future[object]") -> None:
         waiter._asyncio_future_blocking = False  # what tells a future that its yield was seen
@@ -225,12 +247,11 @@ class Connecting[P: asyncio.Protocol]:
     def _step(self, _: object) -> None:
         try:
             self._wait(self._coroutine.send(None))
-        except StopIteration as stop:
-            self._done(stop.value[1], self._address)
         except OSError:
+            self._protocol.connecting = None
             self._done(None, self._address)
-        except asyncio.CancelledError:
-            pass
+        except (asyncio.CancelledError, StopIteration):
+            self._protocol.connecting = None
 
 
 def interleave(addresses: Sequence[str]) -> list[str]:

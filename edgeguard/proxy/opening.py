@@ -238,7 +238,7 @@ class Opening(ClientSide):
             return
         if verdict.facts.protocol != "tls":
             self._fail(Reason.PROTOCOL_NOT_ALLOWED)
-        elif self._names_agree(verdict, hello):
+        elif hello.sni == verdict.host or self._names_agree(verdict, hello):
             if _inspected(verdict):
                 self._inspect(verdict, hello.sni)
             else:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Protocol, cast
 
+from edgeguard.proxy.dial import Announcing, Connecting
 from edgeguard.proxy.relay import End
 
 
@@ -14,19 +15,27 @@ class Watcher(Protocol):
     def upstream_left(self) -> None: ...
 
 
-class Upstream(End):
+class Upstream(End, Announcing):
     """An upstream connection from the moment it is made."""
 
-    __slots__ = ("early", "gone", "watcher")
+    __slots__ = ("connecting", "early", "gone", "watcher")
 
     def __init__(self) -> None:
         super().__init__()
+        self.connecting: Connecting[Upstream] | None = None
         self.watcher: Watcher | None = None
         self.early = b""
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.here = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
+        if self.connecting is not None:
+            self.connecting.made()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.connecting is not None:
+            self.connecting.release()
+        super().connection_lost(exc)
 
     def received(self, data: bytes) -> None:
         self.early += data
