@@ -12,6 +12,25 @@ from websockets.sync.server import serve
 
 from tests.e2e.kit import Place
 
+CHATS = """\
+edgeguard: 1
+module: chats
+owner: tests
+rules:
+  - id: chat-tunnel
+    effect: allow
+    to: ["tunnel.example:{wss}"]
+    resolves_to: ["127.0.0.0/8"]
+    rationale: Host and port settle it, WebSocket included.
+  - id: chat-plain
+    effect: allow
+    to: ["chat.example:{ws}"]
+    protocol: [websocket, http]
+    paths: ["/room"]
+    resolves_to: ["127.0.0.0/8"]
+    rationale: One room, in the clear.
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, keys):
@@ -24,13 +43,18 @@ def place(tmp_path_factory, keys):
 
     with (
         serve(talk, "127.0.0.1", 0, ssl=context) as chat,
+        serve(talk, "127.0.0.1", 0) as plain_chat,
         Place(folder, keys, websocket_port=chat.socket.getsockname()[1]) as running,
     ):
         context.load_cert_chain(running.leaf)
-        threading.Thread(target=chat.serve_forever, daemon=True).start()
+        for server in (chat, plain_chat):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.plain_chat = plain_chat.socket.getsockname()[1]
+        running.write("chats", CHATS.format(wss=running.websocket_port, ws=running.plain_chat))
         running.client = running.start_all()
         yield running
         chat.shutdown()
+        plain_chat.shutdown()
 
 
 # curl
@@ -134,7 +158,8 @@ def test_git_clones_and_fetches(place, git):
     assert git("-C", place.folder / "cloned", "fetch", "-q").returncode == 0
 
 
-def test_git_may_not_push(place, git):
+@pytest.mark.parametrize("_id", [pytest.param(None, id="attack-P16")])
+def test_git_may_not_push(place, git, _id):
     url = f"https://git.example:{place.tls}/project.git"
     work = place.folder / "work"
     assert git("-C", work, "commit", "-q", "--allow-empty", "-m", "three").returncode == 0
@@ -183,8 +208,10 @@ def pip(place, *words):
     return place.command(sys.executable, "-m", "pip", *words, *options)
 
 
-def test_pip_installs_from_an_allowed_index(place, index):
-    target = place.folder / "installed"
+@pytest.mark.parametrize("host", ["index.example", "tunnel.example"])
+def test_pip_installs_from_an_allowed_index(place, index, host):
+    target = place.folder / "installed" / host
+    index = index.replace("index.example", host)
     done = pip(place, "install", "--index-url", index, "--no-deps", "--target", target, "sample-package")
     assert done.returncode == 0, done.stderr
     assert "ANSWER" in (target / "sample_package.py").read_text()
@@ -283,6 +310,17 @@ except InvalidStatus as error:
 def test_a_websocket_by_rule(place):
     done = place.command(sys.executable, "-c", WEBSOCKET, f"wss://chat.example:{place.websocket_port}/room")
     assert done.stdout == "heard hello\n", done.stderr
+
+
+def test_a_websocket_in_a_tunnel_and_in_the_clear(place):
+    for url in (
+        f"wss://tunnel.example:{place.websocket_port}/anywhere",
+        f"ws://chat.example:{place.plain_chat}/room",
+    ):
+        done = place.command(sys.executable, "-c", WEBSOCKET, url)
+        assert done.stdout == "heard hello\n", done.stderr
+    done = place.command(sys.executable, "-c", WEBSOCKET, f"ws://chat.example:{place.plain_chat}/other")
+    assert done.stdout == "403 path_not_allowed\n", done.stderr
 
 
 def test_no_websocket_without_a_rule(place):
