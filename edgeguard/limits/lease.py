@@ -113,11 +113,11 @@ class Lease:
         if not self._busy:
             self._ask(now, store)
 
-    def undo(self, store: Store) -> None:
-        """A unit that the store granted to a request that does not happen: given back if nobody took any since."""
-        units = self._interval
+    def undo(self, store: Store, units: int = 1) -> None:
+        """Units that the store granted to requests that do not happen: given back if nobody took any since."""
         if self._last_tat:
-            store.submit(Call(RETURN, self.key, (self._last_tat, f"{units:.6f}")), self._returned)
+            back = f"{units * self._interval:.6f}"
+            store.submit(Call(RETURN, self.key, (self._last_tat, back)), self._returned)
 
     def spend(self, amount: int, now: int, store: Store) -> bool:
         """Charges bytes that moved; False: the budget is used up."""
@@ -197,7 +197,8 @@ class Lease:
         need = len(waiters) + later
         extra = 0
         if self._hold_ns:
-            extra = max(0, min(max(self._asked, self._asked_before) - 1, self._most))
+            # Half of what the demand would use up: what expires unused is lost to the others.
+            extra = max(0, min(max(self._asked, self._asked_before) // 2, self._most))
         self._busy = True
         call = Call(
             TAKE,
@@ -226,13 +227,13 @@ class Lease:
                     future.set_result(_DOWN)
             self.waiting.clear()
             return
-        granted, leased, wait_us, last, ahead_us = answer
+        granted, leased, wait_us, last, ahead_us, held_us = answer
         now = store.now()
         self._last_tat = last.decode() if isinstance(last, bytes) else str(last)
         self.known = now + ahead_us * _NS_PER_US
         if leased:
             self._before = leased
-            self.batches.append([leased, asked_at + self._hold_ns])
+            self.batches.append([leased, asked_at + held_us * _NS_PER_US])
         if wait_us:
             pause = wait_us * _NS_PER_US
             if self._hold_ns and need:
@@ -250,6 +251,8 @@ class Lease:
                 future.set_result(_GRANTED)
             else:
                 future.set_result(refused)
+        if left > (later := need - len(waiters)):
+            self.undo(store, left - later)  # for those who left while they waited
         self._serve(now, store, refused if granted < need else None)
 
     def _serve(self, now: int, store: Store, refused: Answer | None) -> None:

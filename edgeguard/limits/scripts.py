@@ -33,10 +33,12 @@ local wait = 0
 if granted < need or need + extra == 0 then
   wait = math.max(0, math.ceil(base + (granted + 1) * interval - now - tau))
 end
-local leased = 0
+local leased, held = 0, 0
 if granted == need and extra > 0 then
-  -- Leased units may be used until `hold` from now, so they count as if they came then.
-  local late = math.max(tat, now + hold)
+  -- Leased units may be used until the lease ends, so they count as if they came then. While there is plenty,
+  -- that would cost quota, so such leases are short.
+  held = math.floor(math.min(hold, math.max(hold / 4, base + need * interval - now)))
+  local late = math.max(base, now + held)
   local fits = math.floor((now + tau - late) / interval) - need
   leased = math.max(0, math.min(extra, fits - math.floor(fits / 4)))
   if leased > 0 then base = late end
@@ -46,11 +48,11 @@ if units > 0 then tat = base + math.ceil(units * interval * 4) / 4 end
 if tat ~= before then
   redis.call('SET', KEYS[1], string.format('%.2f', tat), 'PX', math.max(1, math.ceil((tat - now) / 1000)) + 1000)
 end
-return {granted, leased, wait, string.format('%.2f', tat), math.ceil(math.max(0, tat - now))}
+return {granted, leased, wait, string.format('%.2f', tat), math.ceil(math.max(0, tat - now)), held}
 """
 )
-"""ARGV: interval and tolerance (µs), units needed now, units for a lease, units owed, how long a lease holds (µs),
-how far ahead a stored time may be (µs). Answers (needed units granted, units leased, µs to wait, the new time, how far ahead it is)."""
+"""ARGV: interval and tolerance (µs), units needed now, units for a lease, units owed, how long a lease holds at most (µs),
+how far ahead a stored time may be (µs). Answers (needed units granted, units leased, µs to wait, the new time, how far ahead it is, how long the lease holds)."""
 
 RETURN: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then

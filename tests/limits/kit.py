@@ -1,7 +1,10 @@
 """What the tests of all scopes share: a reference model, drawn sequences, processes, a store."""
 
+import asyncio
 import contextlib
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +13,10 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from edgeguard.limits.fleet import FleetLimiter
 from edgeguard.policy.decision import LimitHit
+from edgeguard.settings import Limits
+from tests.fakes import free_port
 
 SECOND = 1_000_000_000
 
@@ -139,11 +145,101 @@ class Peers:
         assert line, "the process ended"
         return json.loads(line)
 
-    def go(self, seconds):
-        """Starts all at one moment of the monotonic clock; their answers, and the moments of begin and end."""
+    def go(self, seconds, more=()):
+        """Starts all at one moment of the monotonic clock, each with what `more` has for it; their answers."""
         begin = time.monotonic_ns() + SECOND // 20
         end = begin + int(seconds * SECOND)
-        for process in self.processes:
-            process.stdin.write(json.dumps([begin, end]) + "\n")
+        for number, process in enumerate(self.processes):
+            process.stdin.write(json.dumps([begin, end, *more[number : number + 1]]) + "\n")
             process.stdin.flush()
-        return [self.read(process) for process in self.processes], begin, end
+        return [self.read(process) for process in self.processes]
+
+
+class StoreServer:
+    """A server of the store, which can be frozen, killed and started again. On a unix socket; a cluster needs a port."""
+
+    def __init__(self, folder, *, cluster=False):
+        self._cluster = cluster
+        self._path = Path(folder) / "store.sock"
+        self._command = ["redis-server", "--save", "", "--dir", str(folder), "--unixsocket", str(self._path)]
+        self.url = f"unix://{self._path}"
+        port = 0
+        if cluster:
+            port = free_port()
+            self.url = f"valkey://127.0.0.1:{port}"
+            self._command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+        self._command += ["--port", str(port)]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError):
+                assert self.say("PING") == b"+PONG\r\n"
+                break
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if self._cluster:
+            self.say("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            while b"cluster_state:ok" not in self.say("CLUSTER", "INFO"):
+                time.sleep(0.02)
+
+    def say(self, *words):
+        """One command and the begin of its answer."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self._path))
+            parts = [f"${len(word)}\r\n{word}\r\n" for word in words]
+            connection.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
+            return connection.recv(65_536)
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def node(store, *, until_up=True, clock=time.monotonic_ns, **settings):
+    """A fleet limiter that talks to the store, and a clean end."""
+    settings = {
+        "store": store.url if store else "",
+        "retry_s": 0.05,
+        "peers_s": 0.2,
+        "timeout_s": 1.0,
+        **settings,
+    }
+    limiter = FleetLimiter(Limits(**settings), b"secret", "test", 1000, clock)
+    limiter.start()
+    try:
+        if until_up and store:
+            await come(lambda: limiter.status(clock())["state"] == "up")
+        yield limiter
+    finally:
+        await limiter.stop()
+
+
+async def come(true, within_s=5.0):
+    """Waits until something is true."""
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def take(limiter, *hits):
+    """What an adapter does: reserve, await, settle."""
+    waiting = limiter.reserve(hits, limiter._now())
+    ticket = None if waiting is None else await waiting
+    prepared = limiter.prepare(hits, limiter._now(), 1, ticket)
+    if prepared.taken.allowed:
+        limiter.commit(prepared)
+    else:
+        limiter.undo(prepared)
+    return prepared.taken
