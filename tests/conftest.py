@@ -1,5 +1,6 @@
 """What all tests share: programs that only the system has, and a last word about those that are missing."""
 
+import re
 import shutil
 from collections.abc import Callable
 
@@ -17,11 +18,25 @@ PACKAGES = {
 }
 """Program to Debian package."""
 
+ROW = re.compile(r"(?:\b|_)(attack|fault)[-_]([A-Z]\d+)(?:\b|_)")
 MISSING = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MISSING] = set()
+
+
+@pytest.fixture(autouse=True)
+def rows() -> None:
+    """Carries the rows of a test's docstring into its id; see `pytest_generate_tests`."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Rows in a name or docstring (`attack-H01`, `fault-A10`) stand in the test's id, too, so that `-k` finds them."""
+    told = f"{metafunc.function.__name__} {metafunc.function.__doc__ or ''}"
+    named = [f"{kind}-{row}" for kind, row in ROW.findall(told)]
+    if named and "rows" in metafunc.fixturenames:
+        metafunc.parametrize("rows", [None], ids=["-".join(dict.fromkeys(named))], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def hello(*extensions, **changes):
 
 MISDIRECTED = {
     "attack-A01": client_hello("evil.test"),
+    "attack-D11": client_hello("tunnel.test"),  # allowed as well, and at the same address
     "attack-A01-below": client_hello("evil.bytes.test"),
     "attack-A01-above": client_hello("test"),
     "attack-A01-prefix": client_hello("xbytes.test"),
@@ -154,7 +155,7 @@ def test_a_hello_that_names_the_destination(world, node, host, first):
 
 REQUESTS = {
     "attack-A07": ("GET /ok/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", 421),
-    "attack-A07-allowed-too": ("GET /ok/ HTTP/1.1\r\nHost: tunnel.test\r\n\r\n", 421),
+    "attack-D11-attack-A07": ("GET /ok/ HTTP/1.1\r\nHost: tunnel.test\r\n\r\n", 421),
     "attack-A07-below": ("GET /ok/ HTTP/1.1\r\nHost: a.site.test\r\n\r\n", 421),
     "attack-A07-address": ("GET /ok/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 421),
     "attack-A08": ("GET /ok/ HTTP/1.1\r\nHost: site.test:1\r\n\r\n", 421),
