@@ -40,20 +40,19 @@ class ReachingHandler(ProxyConnectionHandler):
         if server.error is not None:
             await self._refused(command, data, f"Connection killed: {server.error}")
             return
-        try:
-            async with self.max_conns[address]:
+        async with self.max_conns[address]:
+            try:
                 reader, writer = await self._dial(dialer, server, *address[:2])
-                self.transports[server] = ConnectionIO(
-                    handler=asyncio.current_task(), reader=reader, writer=writer
-                )
-                await self._serve(command, data)
-        except (OSError, asyncio.CancelledError) as error:
-            if server in self.transports:
-                raise
-            server.error = str(error) or "connection cancelled"
-            await self._refused(command, data, server.error)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            except (OSError, asyncio.CancelledError) as error:
+                server.error = str(error) or "connection cancelled"
+                await self._refused(command, data, server.error)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                return
+            self.transports[server] = ConnectionIO(
+                handler=asyncio.current_task(), reader=reader, writer=writer
+            )
+            await self._serve(command, data)
 
     async def _refused(
         self, command: commands.OpenConnection, data: server_hooks.ServerConnectionHookData, why: str

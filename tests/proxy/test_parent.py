@@ -196,6 +196,29 @@ async def test_the_inspected_lane_goes_through_it_too(start_door, parent, tmp_pa
         assert watch.seen[0][-1] is True
 
 
+@pytest.mark.parametrize("how", ["refuses", "hangs", "is gone"])
+async def test_a_parent_that_fails_in_the_inspected_lane(start_door, parent, how):
+    """The engine dials when the client is in the tunnel already: what it then says names no parent."""
+    watch = Watch()
+    parent.reply = b"HTTP/1.1 503 no\r\n\r\n"
+    parent.delay_s = 30.0 if how == "hangs" else 0.0
+    through = dialer(parent, address=f"127.0.0.1:{free_port()}") if how == "is gone" else dialer(parent)
+    async with start_door(addons=(watch,), dialer=through) as running:
+        watch.passages = running.passages
+        running.guard.allow("good.test", 443, lane=Lane.INSPECT)
+        _, writer = streams = await tls_client(running, "good.test:443", "good.test")
+        writer.write(REQUEST)
+        if how != "hangs":
+            async with asyncio.timeout(5):
+                assert (await streams[0].read()).startswith(b"HTTP/1.1 502 ")
+        else:
+            while not parent.heads:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+        await running.idle()
+        assert watch.seen
+
+
 async def test_the_gate_holds_before_the_parent(start_door, parent, tmp_path):
     class Shut(Watch):
         def server_connect(self, data):
