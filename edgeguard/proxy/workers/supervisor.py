@@ -222,6 +222,7 @@ class Supervisor:
     async def _spawn(self) -> Worker:
         if self._outfit is None:
             raise RuntimeError("workers are started by `run`")
+        self._workers = [worker for worker in self._workers if worker.state is not State.ENDED]
         taken = {worker.number for worker in self._workers}
         number = next(number for number in itertools.count(1) if number not in taken)
         worker = Worker(number, self._totals, self.sync.relay)
@@ -237,7 +238,8 @@ class Supervisor:
         while True:
             for worker in self.workers:
                 if worker.state is State.ENDED:
-                    self._workers.remove(worker)
+                    if worker in self._workers:
+                        self._workers.remove(worker)
                     continue
                 worker.ping()
                 worker.look()
@@ -316,6 +318,7 @@ class Supervisor:
                 "log": self.settings.evidence.log,
             },
             "sync": self.sync.status(),
+            "limits": [worker.figures["limits"] for worker in workers if "limits" in worker.figures],
             "interception": {"fingerprint": self._grounds.authority.fingerprint},
             "process": {
                 "edgeguard": __version__,

@@ -165,4 +165,5 @@ def _of(node: Node) -> dict[str, Any]:
         "refused": node.log.refused,
         "broken": node.log.broken,
         "log": node.settings.evidence.log,
+        "limits": node.limits(),
     }
