@@ -8,8 +8,6 @@ what stops DNS rebinding.
 import ipaddress
 import json
 import os
-import socket
-import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,6 +15,7 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from edgeguard.evidence.metrics import CONTENT_TYPE
+from edgeguard.proxy.listeners import unix_socket
 from edgeguard.settings import Admin
 from edgeguard.settings.values import split_address
 
@@ -105,7 +104,7 @@ class AdminServer:
 
     def _site(self, runner: web.AppRunner) -> web.BaseSite:
         if self._address.startswith("unix:"):
-            return web.SockSite(runner, _unix_socket(Path(self._address.removeprefix("unix:"))))
+            return web.SockSite(runner, unix_socket(Path(self._address.removeprefix("unix:")), 0o600))
         host, port = split_address(self._address)
         return web.TCPSite(runner, host, port)
 
@@ -129,26 +128,6 @@ class AdminServer:
         if self._refresh is not None:
             await self._refresh()
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-
-def _unix_socket(path: Path) -> socket.socket:
-    """A listening-to-be socket of mode 0600. A leftover socket is replaced; one that answers is not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The mode of the descriptor becomes the mode of the file: no moment at which others could connect.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(str(path))
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 @web.middleware

@@ -120,4 +120,6 @@ def _load(file: Path, load: Callable[[], object]) -> None:
     except FileNotFoundError as error:
         raise DoorTlsError(f"{error.filename or file}: no such file") from None
     except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise DoorTlsError(f"{file}: cannot be used: {error}") from None
+        raise DoorTlsError(
+            f"{file}: cannot be used, it should hold what its key says as PEM: {error}"
+        ) from None

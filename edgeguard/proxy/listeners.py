@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from edgeguard.proxy.doortls import DoorTlsError, server_context
 from edgeguard.settings import Settings
 from edgeguard.settings.values import split_address
 
@@ -61,8 +62,13 @@ def bind(settings: Settings) -> tuple[Listener, ...]:
     """Binds every door of the configuration, in a fixed order; all or none.
 
     Raises:
-        ListenError: One could not be bound; the message names its key.
+        ListenError: One could not be bound, or the files of `[listen.tls]` cannot be used; the message names its key.
     """
+    if settings.listen.tls is not None:
+        try:
+            server_context(settings.listen.tls)  # found out here, once, and not by every worker
+        except DoorTlsError as error:
+            raise ListenError(f"[listen.tls] {error}") from None
     bound: list[Listener] = []
     for kind, key, address in _planned(settings):
         try:

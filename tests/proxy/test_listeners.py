@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from edgeguard.proxy.doortls import DoorTls
 from edgeguard.proxy.listeners import ListenError, adopt, bind, release
-from edgeguard.settings import Settings
+from edgeguard.settings import ListenTls, Settings
+from tests.doors.certificates import Authority
 from tests.fakes import free_port
 
 
@@ -88,3 +90,36 @@ def test_what_is_no_socket_is_never_replaced(tmp_path, kind):
     with pytest.raises(ListenError, match="File exists"):
         bind(settings(address=f"unix:{path}"))
     assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"\[listen.tls\] .*own.pem: no such file"),
+        ({"own.pem": "nonsense", "key.pem": ""}, r"\[listen.tls\] .*own.pem: cannot be used"),
+        ({"good": "", "crl.pem": "-----BEGIN CERTIFICATE-----"}, "would be trusted"),
+        ({"good": "", "crl.pem": ""}, r"crl.pem: cannot be used"),
+    ],
+)
+def test_certificate_files_that_cannot_be_used(tmp_path, files, message):
+    tls = {"certificate": tmp_path / "own.pem", "key": tmp_path / "key.pem"}
+    if "good" in files:
+        authority = Authority(tmp_path / "ca")
+        tls = dict.fromkeys(tls, authority.issue("own", dns=["localhost"]))
+        tls |= {"client_auth": "required", "client_ca": authority.file, "client_crl": tmp_path / "crl.pem"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ListenError, match=message):
+        bind(settings(address="127.0.0.1:0", tls=tls))
+
+
+def test_files_are_read_again_and_bad_ones_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeguard.proxy.doortls.LOOK_S", 0)
+    file = Authority(tmp_path / "ca").issue("own", dns=["localhost"])
+    own = DoorTls(ListenTls(certificate=file, key=file))
+    first = own.context()
+    assert own.context() is first
+    file.write_text("nonsense")
+    assert own.context() is first
+    Authority(tmp_path / "another").issue("own", dns=["localhost"]).rename(file)
+    assert own.context() is not first
