@@ -34,13 +34,14 @@ def edgeguard(gang):
     )
 
 
-def test_workers_do_not_outlive_their_supervisor(gang):
+def test_workers_do_not_outlive_their_supervisor(gang, request):
     """kill -9: nothing new is accepted, open tunnels end by the deadline, and only then the next node serves."""
     pids = gang.settled()
     with Load(gang) as load:
         load.more(30)
     with gang.holding(8) as held:
         stopped, drains = [one["pid"] for one in sorted(gang.workers(), key=lambda one: one["connections"])]
+        request.addfinalizer(lambda: alive(stopped) and kill(stopped))
         kill(stopped, signal.SIGSTOP)  # one of them cannot even notice
         gang.process.kill()
         gang.process.wait()
