@@ -290,7 +290,7 @@ class EdgeguardAddon:
             return
         exchange = connection.exchanges.get(flow.id)
         left = flow.metadata.get(CLIENT_LEFT, False)
-        if exchange is not None and (left or exchange.answered):
+        if exchange is not None and (left or exchange.answered or connection.ending is not None):
             why = "client_closed" if left else "upstream_closed"
             self._desk.finish(connection, exchange, connection.ending or why)
         elif exchange is not None:

@@ -11,9 +11,9 @@ from edgeguard.policy.paths import PathError, check_target
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Protocol
 from edgeguard.proxy import headers
+from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.shape import Shape
 from edgeguard.proxy.websocket import asks_well
-from edgeguard.proxy.passages import Passage
 
 STREAM_ABOVE_BYTES: Final = 65_536
 """Larger bodies, and those of unknown length, are passed on piece by piece."""

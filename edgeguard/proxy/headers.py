@@ -193,9 +193,7 @@ def overrides_in(target: str) -> tuple[str, ...]:
         return ()  # the engine refuses it where it matters
     return tuple(
         dict.fromkeys(
-            value
-            for key, value in found
-            if value and key.lower().replace("_", "-") in _QUERY_OVERRIDES
+            value for key, value in found if value and key.lower().replace("_", "-") in _QUERY_OVERRIDES
         )
     )
 

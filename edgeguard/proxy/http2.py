@@ -21,7 +21,7 @@ from hyperframe.frame import Frame
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import _events as http_events
-from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server, StreamState
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from edgeguard.policy.reasons import Reason
@@ -103,16 +103,23 @@ class EdgeHttp2Server(Http2Server):
         bounds = desk.bounds
         self.h2_conn = ClientSideH2(self.h2_conf, bounds.stream_bytes, bounds.head_bytes)
         self._desk = desk
+        self._begun: set[int] = set()
         self._answered = 0
         self._abandoned = 0
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, http_events.ResponseEndOfMessage):
+        if isinstance(event, http_events.ResponseEndOfMessage) and event.stream_id in self._begun:
+            self._begun.discard(event.stream_id)
             self._answered += 1
         yield from super()._handle_event(event)
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        if isinstance(event, h2.events.StreamReset) and event.stream_id in self.streams:
+        if isinstance(event, h2.events.RequestReceived):
+            self._begun.add(event.stream_id)
+        elif isinstance(event, h2.events.StreamReset) and event.stream_id in self._begun:
+            self._begun.discard(event.stream_id)
+            # Read together with its request, the engine would take a reset for one of a stream that is over.
+            self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
             self._abandoned += 1
             if self._abandoned > self._desk.bounds.resets + self._answered:
                 self._desk.unreadable(self.context.client, Reason.CAPACITY_EXCEEDED)

@@ -81,16 +81,17 @@ class EdgeStream(engine.HttpStream):
                 elif isinstance(sent, http_events.ResponseHeaders):
                     self._answered = sent.response.status_code != 100
                 elif isinstance(sent, http_events.RequestHeaders):
-                    if self._takes_trailers and self.context.client.alpn == self.context.server.alpn == b"h2":
-                        # Not hop-by-hop in HTTP/2 (RFC 9113, 8.2.2), and gRPC does not go without it.
-                        sent.request.headers["te"] = "trailers"
-                    if not sent.end_stream:
-                        self._frame(sent.request)
-            elif isinstance(command, (HttpRequestHeadersHook, HttpConnectHook)):
-                command.flow.metadata[SHAPE] = self._shape
-            elif isinstance(command, HttpErrorHook):
-                command.flow.metadata[CLIENT_LEFT] = self._client_left(event)
+                    self._frame(sent)
+            elif isinstance(command, commands.StartHook):
+                self._tell(command, event)
             reply = yield command
+
+    def _tell(self, hook: commands.StartHook, event: events.Event) -> None:
+        """What the hooks cannot see otherwise."""
+        if isinstance(hook, (HttpRequestHeadersHook, HttpConnectHook)):
+            hook.flow.metadata[SHAPE] = self._shape
+        elif isinstance(hook, HttpErrorHook):
+            hook.flow.metadata[CLIENT_LEFT] = self._client_left(event)
 
     def _client_left(self, event: events.Event) -> bool:
         return isinstance(event, http_events.RequestProtocolError) or any(
@@ -163,10 +164,15 @@ class EdgeStream(engine.HttpStream):
         yield from self.child_layer.handle_event(events.Start())
         yield engine.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
 
-    def _frame(self, request: http.Request) -> None:
+    def _frame(self, sent: http_events.RequestHeaders) -> None:
         """HTTP/2 needs no length, HTTP/1.1 does: without one the body would read as the next request."""
+        request = sent.request
+        if self._takes_trailers and self.context.client.alpn == self.context.server.alpn == b"h2":
+            # Not hop-by-hop in HTTP/2 (RFC 9113, 8.2.2), and gRPC does not go without it.
+            request.headers["te"] = "trailers"
         if (
-            request.is_http2
+            not sent.end_stream
+            and request.is_http2
             and self.context.server.alpn != b"h2"
             and "content-length" not in request.headers
             and "transfer-encoding" not in request.headers

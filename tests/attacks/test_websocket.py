@@ -224,7 +224,7 @@ async def test_a_close_frame_does_not_land_inside_another_frame(rig, server):
 
 async def test_a_frame_of_any_size_streams_through(rig, server):
     """attack-X03, attack-S18: nothing of it is gathered, and every byte is counted."""
-    reader, writer = await opened(rig, server)
+    _, writer = await opened(rig, server)
     size = 24 * 1024 * 1024
     writer.write(b"\x82\xff" + size.to_bytes(8) + bytes(4))
     seen = hashlib.sha256()
