@@ -45,7 +45,8 @@ NOT_GUARANTEED: Final = (
 )
 """What the front door of `edgeguard run` adds to plain mitmproxy."""
 _UNCOVERED: Final[dict[type[mode_specs.ProxyMode], str]] = {
-    mode_specs.UpstreamMode: "the parent proxy would resolve the names, so no address could be checked",
+    mode_specs.UpstreamMode: "the parent proxy would resolve the names, so no address could be checked "
+    "([upstream.proxy] of `edgeguard run` names addresses to it)",
     mode_specs.DnsMode: "names would be resolved that no rule allows",
     mode_specs.WireGuardMode: "it brings UDP, and no claim that could be judged",
     mode_specs.LocalMode: "it brings UDP, and no claim that could be judged",

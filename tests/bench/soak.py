@@ -154,8 +154,8 @@ class Soak:
         await close(writer)
 
     async def refusals(self) -> None:
-        await self.tunnel("evil.example")
-        await self.tunnel("later.example")  # allowed in every second version
+        for host in ("evil.example", "index.example", "nowhere.example"):
+            await self.tunnel(f"x.{host}")
 
     async def slow(self) -> None:
         opened = await self.tunnel("site.example", drip_s=0.2)
