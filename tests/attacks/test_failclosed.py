@@ -25,7 +25,7 @@ rules:
   - {{id: b, effect: allow, to: ["b.test:{tls}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
   - {{id: c, effect: allow, to: ["c.test:{plain}"], protocol: http, paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
 """
-PATIENCE_S = 0.1
+PATIENCE_S = 0.06
 DECIDING = ("guard",)
 """Modules of the short run; the long one takes them all."""
 ELSEWHERE = frozenset(

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def rows():
             yield row, files
 
 
+@cache
 def ids(file):
     """The rows in the ids of a file's tests: texts, names and docstrings of tests (`tests/conftest.py`)."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -279,7 +279,7 @@ class World:
         ):
             with socket.create_connection(("127.0.0.1", port)) as probe:
                 self._probes += 1
-                name = probe.getsockname()
+                name = (probe.getsockname()[1], port)
                 end = time.monotonic() + TIMEOUT_S
                 while name not in recorder.peers[-100:]:
                     assert time.monotonic() < end, "an upstream does not accept"
@@ -368,7 +368,7 @@ class Raw:
     """A listener that keeps what arrives, and echoes it."""
 
     def __init__(self) -> None:
-        self.peers: list[tuple[str, int]] = []
+        self.peers: list[tuple[int, int]] = []
         self.received = bytearray()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -378,7 +378,7 @@ class Raw:
         with contextlib.suppress(OSError):
             while True:
                 link, peer = self._server.accept()
-                self.peers.append(peer)
+                self.peers.append((peer[1], self.port))
                 threading.Thread(target=self._echo, args=(link,), daemon=True).start()
 
     def _echo(self, link: socket.socket) -> None:

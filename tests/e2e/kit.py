@@ -110,13 +110,13 @@ class Recorder:
 
     Attributes:
         connections: Accepted connections.
-        peers: Where each of them came from.
+        peers: Client's and server's port of each of them.
         requests: (method, Host, path) of each request.
     """
 
     def __init__(self, certificate: Path, files: Path, *, http: int = 0, tls: int = 0) -> None:
         self.connections = 0
-        self.peers: list[tuple[str, int]] = []
+        self.peers: list[tuple[int, int]] = []
         self.requests: list[tuple[str, str, str]] = []
         self.files = files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -132,7 +132,7 @@ class Recorder:
 
             def process_request(self, request, client_address):
                 recorder.connections += 1
-                recorder.peers.append(client_address)
+                recorder.peers.append((client_address[1], self.server_address[1]))
                 super().process_request(request, client_address)
 
             def handle_error(self, request, client_address):
