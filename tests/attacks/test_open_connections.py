@@ -146,3 +146,20 @@ async def test_a_request_without_host_goes_on_with_the_name_that_was_judged(rig)
     rig.enforce("rules:\n" + allow("a", "a.test", server.port, ", protocol: http"))
     assert b" 200 " in await rig.exchange(f"GET http://A.test.:{server.port}/ HTTP/1.0\r\n\r\n".encode())
     assert server.heads == [f"GET / HTTP/1.0\r\nHost: a.test:{server.port}\r\n\r\n".encode()]
+
+
+@pytest.mark.parametrize("door", ["edge", "regular"])
+async def test_raw_bytes_end_with_the_rule_that_allowed_them(rig):
+    """attack-C11, attack-C21: a rule for TLS that stays does not keep them."""
+    await rig.start()
+    server = await rig.upstream()
+    rig.enforce("rules:\n" + allow("a", "a.test", server.port, ", protocol: tcp"))
+    reader, writer = await rig.connect()
+    writer.write(f"CONNECT a.test:{server.port} HTTP/1.1\r\nHost: a.test:{server.port}\r\n\r\n".encode())
+    assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    writer.write(b"hello\r\n\r\n")
+    assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+    rig.enforce("rules:\n" + allow("a", "a.test", server.port))
+    assert await asyncio.wait_for(ended(reader), 5)
+    writer.close()
+    await rig.idle()
