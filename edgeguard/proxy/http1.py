@@ -19,7 +19,9 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.answers import AnswerError, check_answer, interim
 from edgeguard.proxy.heads import HeadError, head_end, parse_head
 from edgeguard.proxy.shape import Desk
+from edgeguard.settings import Bounds
 
+DEFAULTS: Final = Bounds()
 MAX_PIPELINED_BYTES: Final = 65_536
 MAX_CHUNK_LINE_BYTES: Final = 16_384
 MAX_INTERIM_ANSWERS: Final = 32
@@ -115,11 +117,12 @@ class EdgeHttp1Server(_Bodies, _http1.Http1Server):
 class EdgeHttp1Client(_Bodies, _http1.Http1Client):
     """The upstream's side. Interim answers (RFC 9110, 15.2) are skipped: the engine sends its own 100."""
 
-    max_head = 262_144
-    """Bytes of one answer's head, those of its interim answers included. Set once, from the bounds."""
-
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._max_head = next(
+            (above.answer_head_bytes for above in context.layers if hasattr(above, "answer_head_bytes")),
+            DEFAULTS.answer_head_bytes,
+        )
         self._scanned = 0
         self._interim = 0
         self._passed = 0
@@ -151,10 +154,10 @@ class EdgeHttp1Client(_Bodies, _http1.Http1Client):
         """The heads in the buffer; an interim one is taken out. Each byte is looked at once. Raises AnswerError."""
         while True:
             data = self.buf._data
-            end = data.find(b"\r\n\r\n", max(0, self._scanned - 3), self.max_head)
+            end = data.find(b"\r\n\r\n", max(0, self._scanned - 3), self._max_head)
             if end < 0:
                 self._scanned = len(data)
-                if self._passed + len(data) > self.max_head:
+                if self._passed + len(data) > self._max_head:
                     raise AnswerError("the head of the answer is too large")
                 return
             self._scanned = 0
@@ -163,5 +166,5 @@ class EdgeHttp1Client(_Bodies, _http1.Http1Client):
             self.buf.maybe_extract_at_most(len(head))
             self._interim += 1
             self._passed += len(head)
-            if self._interim > MAX_INTERIM_ANSWERS or self._passed > self.max_head:
+            if self._interim > MAX_INTERIM_ANSWERS or self._passed > self._max_head:
                 raise AnswerError("too many interim answers")

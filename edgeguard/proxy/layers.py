@@ -187,18 +187,12 @@ _UNFRAMED: Final = frozenset({
 })  # fmt: skip
 
 
-_UNFRAMED: Final = frozenset({
-    http_events.ErrorCode.GENERIC_CLIENT_ERROR,
-    http_events.ErrorCode.REQUEST_VALIDATION_FAILED,
-    http_events.ErrorCode.DESTINATION_UNKNOWN,
-})  # fmt: skip
-
-
 class EdgeHttpLayer(engine.HttpLayer):
     """The HTTP layer with the parts above.
 
     Attributes:
         upstreams: Connections to upstreams that speak HTTP/2.
+        answer_head_bytes: The bound that the upstream's side keeps.
     """
 
     def __init__(self, context: Context, mode: engine.HTTPMode, desk: Desk) -> None:
@@ -206,6 +200,7 @@ class EdgeHttpLayer(engine.HttpLayer):
         self._desk = desk
         self._server: EdgeHttp2Server | None = None
         self.upstreams: dict[Connection, EdgeHttp2Client] = {}
+        self.answer_head_bytes = desk.bounds.answer_head_bytes
         self._stuck = stuck_in(self)
         desk.carries(context.client, self.waiting)
 
@@ -306,8 +301,8 @@ class EdgeClientTLS(tls.ClientTLSLayer):
 
 
 # The layers that talk to an upstream are chosen deep inside the engine, with no seam for a subclass.
-engine.Http1Client = EdgeHttp1Client  # type: ignore[misc]
-engine.Http2Client = EdgeHttp2Client  # type: ignore[misc]
+engine.Http1Client = EdgeHttp1Client  # type: ignore[attr-defined]
+engine.Http2Client = EdgeHttp2Client  # type: ignore[attr-defined]
 
 
 def _unchecked(self: http.MessageData) -> None:

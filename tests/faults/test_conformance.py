@@ -270,6 +270,7 @@ def test_usage(tmp_path, repo):
 
 @pytest.mark.parametrize("role", ["root", "head", "bundle"])
 def test_unsigned_metadata(current, repo, role):
+    """attack-K05, attack-K15"""
     if role == "root":
         repo.put_root(by=("x",))
     bundle = repo.put_bundle(by=("x",) if role == "bundle" else None)
@@ -468,6 +469,7 @@ def test_invalid_sig_in_valid_metadata(current, repo):
 
 
 def test_new_timestamp_version_rollback(current, repo):
+    """attack-K15"""
     repo.put_head(5)
     assert current.refresh().code == 0
     repo.put_head(4)

@@ -38,7 +38,9 @@ def rule(body):
         (rule("to: [a.example]\npaths: ['/a/../b']"), 8, "rules[0].paths[0]", "no dot segments"),
         (rule("to: [a.example]\nmethods: [get]"), 8, "rules[0].methods[0]", "upper case"),
         (rule("to: [a.example]\nmethods: GET"), 8, "rules[0].methods", "it should be a list"),
-        (rule("to: [a.example]\nexpires: soon"), 8, "rules[0].expires", "neither a date"),
+        pytest.param(
+            rule("to: [a.example]\nexpires: soon"), 8, "rules[0].expires", "neither a date", id="attack-K09"
+        ),
         (rule("to: [a.example]\nexpires: 2026-01-01T00:00:00"), 8, "rules[0].expires", "end it with Z"),
         (rule("to: [a.example]\nprotocol: tcp\nmethods: [GET]"), 5, "rules[0]", "have no method"),
         (rule("to: [a.example]\nprotocol: tcp"), 5, "r.to", "needs a port"),

@@ -272,6 +272,7 @@ async def test_what_is_refused_inside(lane, request_text, expected, reason, resp
 
 
 async def test_an_untrusted_upstream(lane, respond):
+    """attack-K11"""
     await lane.start()
     up = await lane.upstream("wrong.test")
     reader, writer = await lane.tunnel("a.test", up.port)
