@@ -422,19 +422,23 @@ class Guard:
             return None
         return None if waiting is None else self._reserved(verdict, waiting)
 
-    async def _reserved(self, verdict: Verdict, waiting: Awaitable[Ticket] | None) -> Verdict:
-        for _ in range(MAX_REJUDGED):
-            if waiting is None:
-                return verdict
+    async def _reserved(self, verdict: Verdict, waiting: Awaitable[Ticket]) -> Verdict:
+        rounds = 0
+        while True:
             ticket = await waiting
             if self._stands(verdict):
                 return verdict._replace(ticket=ticket)
             self._limiter.give_back(ticket)
             verdict = self.rejudge(verdict)._replace(id=verdict.id)
+            rounds += 1
             if not verdict.allow:
                 return verdict
-            waiting = self._limiter.reserve(_due(verdict), self._monotonic_ns())
-        return _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
+            if rounds == MAX_REJUDGED:
+                return _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
+            again = self._limiter.reserve(_due(verdict), self._monotonic_ns())
+            if again is None:
+                return verdict
+            waiting = again
 
     def _stands(self, verdict: Verdict) -> bool:
         """Whether what a verdict was made under is still in force."""
@@ -610,4 +614,6 @@ def record_of(entry: Entry) -> Record:
         sent,
         received,
         why,
+        None,
+        () if taken is None or why is not None else taken.near,
     )

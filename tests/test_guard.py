@@ -8,6 +8,7 @@ import pytest
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.guard import Entry, Facts, Guard, record_of
 from edgeguard.limits.process import ProcessLimiter
+from edgeguard.limits.taken import Ticket
 from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Request
@@ -371,3 +372,134 @@ def test_a_tunnel_that_changes_its_protocol_is_counted_once() -> None:
     guard.finish(again, sent=0, received=0, why="closed")
     assert guard.settle(guard.judge(facts())).allow, "the second tunnel, not the third"
     assert [entry.why for entry in bench.log.entries][:3] == [None, "protocol_changed", None]
+
+
+# Limits that are counted elsewhere
+
+
+class FarLimiter(ProcessLimiter):
+    """Answers only when it is told to, and remembers what was given back."""
+
+    def __init__(self) -> None:
+        super().__init__(100)
+        self.go = asyncio.Event()
+        self.asked, self.back, self.tickets = 0, [], []
+
+    def reserve(self, hits, now_ns):
+        self.asked += 1
+
+        async def answer():
+            await self.go.wait()
+            return Ticket()
+
+        return answer() if hits[0].scope == "fleet" else None
+
+    def take(self, hits, now_ns, amount=1, ticket=None):
+        self.tickets.append(ticket)
+        return super().take(hits, now_ns, amount)
+
+    def give_back(self, ticket) -> None:
+        self.back.append(ticket)
+
+
+FAR = HIT._replace(scope="fleet", unit="tunnels")
+
+
+def far_bench() -> tuple[Bench, FarLimiter]:
+    bench = Bench(FakeEngine(limits=(FAR,)))
+    bench.guard._limiter = limiter = FarLimiter()
+    bench.activate()
+    return bench, limiter
+
+
+async def test_what_is_counted_here_is_not_awaited() -> None:
+    bench = Bench(FakeEngine(limits=(HIT._replace(unit="tunnels"),)))
+    bench.guard._limiter = FarLimiter()
+    bench.activate()
+    assert bench.guard.reserve(bench.guard.judge(facts())) is None
+    assert bench.guard.reserve(bench.guard.judge(facts("evil.example"))) is None
+    assert bench.guard._limiter.asked == 1
+
+
+async def test_awaited_answer_is_redeemed_by_settling_and_once() -> None:
+    bench, limiter = far_bench()
+    waiting = bench.guard.reserve(bench.guard.judge(facts()))
+    limiter.go.set()
+    verdict = bench.guard.settle(await waiting)
+    assert verdict.allow
+    assert limiter.tickets == [verdict.ticket or limiter.tickets[0]]
+    assert isinstance(limiter.tickets[0], Ticket)
+    bench.guard.refuse(verdict, Reason.UPSTREAM_UNREACHABLE)
+    assert limiter.back == [], "what was charged and dialled stays charged"
+
+
+@pytest.mark.parametrize("change", ["policy", "expiry", "refusal"])
+async def test_nothing_is_charged_under_another_policy_than_the_one_that_decided(change: str) -> None:
+    bench, limiter = far_bench()
+    first = bench.guard.admit(bench.guard.judge(facts()), ["192.0.2.1"])
+    waiting = asyncio.ensure_future(bench.guard.reserve(first))
+    await asyncio.sleep(0)
+    if change == "policy":
+        bench.activate(bundle_version=4)
+    elif change == "expiry":
+        bench.now += 500
+    else:
+        bench.engine = FakeEngine(allow=False, reason=Reason.DENIED_BY_RULE)
+        bench.activate(bundle_version=4)
+    limiter.go.set()
+    verdict = bench.guard.settle(await waiting)
+    assert verdict.id == first.id
+    assert len(limiter.back) == 1, "the answer under the old policy was given back"
+    if change == "policy":
+        assert verdict.allow
+        assert verdict.snapshot.bundle_version == 4
+        assert verdict.addresses == ("192.0.2.1",)
+    else:
+        assert verdict.reason is (Reason.POLICY_EXPIRED if change == "expiry" else Reason.DENIED_BY_RULE)
+        assert limiter.tickets == []
+
+
+async def test_a_policy_that_changes_again_and_again_is_refused_in_the_end() -> None:
+    bench, limiter = far_bench()
+    limiter.go.set()
+    stands, bench.guard._stands = bench.guard._stands, lambda _: False
+    verdict = await bench.guard.reserve(bench.guard.judge(facts()))
+    assert verdict.reason is Reason.CAPACITY_EXCEEDED
+    assert len(limiter.back) == limiter.asked == 3
+    bench.guard._stands = stands
+
+
+async def test_whoever_left_and_what_is_refused_meanwhile_is_given_back() -> None:
+    bench, limiter = far_bench()
+    limiter.go.set()
+    verdict = await bench.guard.reserve(bench.guard.judge(facts()))
+    bench.guard.forgo(verdict)
+    verdict = await bench.guard.reserve(bench.guard.judge(facts()))
+    assert bench.guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED).ticket is None
+    assert len(limiter.back) == 2
+
+
+async def test_limiter_that_cannot_be_asked_is_settled_and_fails_closed() -> None:
+    bench, limiter = far_bench()
+    limiter.reserve = None  # type: ignore[assignment]
+    verdict = bench.guard.judge(facts())
+    assert bench.guard.reserve(verdict) is None
+
+
+def test_a_request_that_ends_gives_no_seat_of_its_tunnel_back() -> None:
+    bench = Bench(FakeEngine(limits=(SEAT, HIT)))
+    bench.activate()
+    tunnel = bench.guard.settle(bench.guard.judge(facts()))
+    request = bench.guard.settle(bench.guard.judge(facts(method="GET", target="/")))
+    bench.guard.finish(request, sent=0, received=0, why="done")
+    assert bench.guard.settle(bench.guard.judge(facts())).reason is Reason.RATE_LIMITED
+    bench.guard.finish(tunnel, sent=0, received=0, why="closed")
+    assert bench.guard.settle(bench.guard.judge(facts())).allow
+
+
+def test_record_names_limits_that_are_nearly_used_up() -> None:
+    bench = Bench(FakeEngine(limits=(HIT._replace(unit="tunnels", quota=5, burst=5),)))
+    bench.activate()
+    verdicts = [bench.guard.settle(bench.guard.judge(facts())) for _ in range(6)]
+    near = [record_of(Entry(verdict)).near_limits for verdict in verdicts]
+    assert near == [(), (), (), ("per-client",), ("per-client",), ()]

@@ -13,6 +13,7 @@ from edgeguard.cli import (
     head,
     init,
     keys,
+    limits,
     policy,
     publish,
     release,
@@ -48,7 +49,22 @@ def _root(
     """Enforce signed egress policy."""
 
 
-for group in (init, policy, keys, bundle, release, head, publish, server, sync, run_proxy, dev, status, demo):
+for group in (
+    init,
+    policy,
+    keys,
+    bundle,
+    release,
+    head,
+    publish,
+    server,
+    sync,
+    run_proxy,
+    dev,
+    status,
+    limits,
+    demo,
+):
     group.register(app)
 
 

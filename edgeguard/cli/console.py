@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from rich.console import Console
@@ -25,7 +25,7 @@ def first(error: BaseException) -> BaseException:
     return error
 
 
-def print_json(value: Mapping[str, object] | list[object]) -> None:
+def print_json(value: Mapping[str, object] | Sequence[object]) -> None:
     """One JSON document on standard output, in the order given."""
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
     sys.stdout.write("\n")

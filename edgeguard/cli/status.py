@@ -31,7 +31,7 @@ def status(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code: 0 if ready.")] = False,
 ) -> None:
     """Show which policy a running proxy enforces. Exit code 0 if it is ready, 1 if not."""
-    document = _fetch(address or _configured(config))
+    document = fetch_status(address, config)
     ready = bool(document.get("ready"))
     if json_:
         print_json(document)
@@ -39,6 +39,11 @@ def status(
         _show(document)
     if not ready:
         raise typer.Exit(1)
+
+
+def fetch_status(address: str, config: Path | None) -> dict[str, object]:
+    """The document of `/status`, from an admin address or that of a configuration. Ends the program if nobody answers."""
+    return _fetch(address or _configured(config))
 
 
 def _configured(config: Path | None) -> str:
@@ -81,7 +86,11 @@ def _show(document: dict[str, object]) -> None:
     ladder = str(document.get("ladder"))
     table = Table(show_header=False, box=None, padding=(0, 2))
     for key, value in document.items():
-        if isinstance(value, dict):
+        if key == "limits" and isinstance(value, list):
+            for scope in ("host", "fleet"):
+                states = sorted({process[scope]["state"] for process in value})
+                table.add_row(f"limits.{scope}", _text(states))
+        elif isinstance(value, dict):
             for name, inner in value.items():
                 table.add_row(f"{key}.{name}", _text(inner))
         elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):

@@ -6,7 +6,7 @@ as `other` and shows in `edgeguard_series_overflow_total`. Nothing here runs on 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -99,6 +99,12 @@ class Metrics:
             ["limit"],
             registry=self.registry,
         )
+        self._near = Counter(
+            "edgeguard_ratelimit_near",
+            "Requests that a rate limit let pass when four fifths or more of it were used.",
+            ["limit"],
+            registry=self.registry,
+        )
         self._tokens = Counter(
             "edgeguard_user_tokens",
             "Requests with a user token, by result.",
@@ -123,7 +129,7 @@ class Metrics:
         self._children: dict[tuple[str, ...], Counter] = {}
         self._used: dict[str, int] = {}
         self._cheap: list[Collector] = [
-            *(self._decisions, self._rules, self._shadow, self._limited, self._tokens),
+            *(self._decisions, self._rules, self._shadow, self._limited, self._near, self._tokens),
             *(self._bytes, self._closed, self._overflow),
         ]
 
@@ -147,6 +153,8 @@ class Metrics:
                 counts[key] = counts.get(key, 0) + 1
                 for would, shadow in r.would:
                     self._count(self._shadow, 1, shadow, would)
+                for near in r.near_limits:
+                    self._count(self._near, 1, near)
         if closed:
             self._closed.inc(closed)
             self._sent.inc(sent)
@@ -214,6 +222,27 @@ class Metrics:
                 overflow.add_metric([limit], use[1])
             yield keys
             yield overflow
+
+        self.registry.register(_Source(collect))
+
+    def watch_store(self, fleet: Callable[[], Mapping[str, Any]]) -> None:
+        """Shows whether the store of limits that a fleet shares answers. Nothing where none is configured."""
+
+        def collect() -> Iterable[Metric]:
+            state = fleet()
+            if state["state"] == "none":
+                return
+            yield GaugeMetricFamily(
+                "edgeguard_ratelimit_store_up",
+                "1 while the store of shared limits answers; 0: they follow on_store_error.",
+                state["state"] == "up",
+            )
+            for name, about in (
+                ("failures", "How often the store went down."),
+                ("round_trips", "Round trips to the store."),
+                ("checks", "Checks of limits that a fleet shares."),
+            ):
+                yield CounterMetricFamily(f"edgeguard_ratelimit_store_{name}", about, state[name])
 
         self.registry.register(_Source(collect))
 

@@ -75,6 +75,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     received: int | None = None
     why: str | None = None
     lost: int | None = None
+    near_limits: tuple[str, ...] = ()
 
 
 def age_band(user: User | None) -> str | None:
@@ -257,8 +258,9 @@ _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
     "limit": (_TEXT, "The rate limit that refused.", _text),
     "sent": (_COUNT, "Bytes from the client to the upstream.", str),
     "received": (_COUNT, "Bytes from the upstream to the client.", str),
-    "why": (_TEXT, "What ended it; of an event: started, torn, resumed.", _text),
+    "why": (_TEXT, "What ended it; of an event: started, torn, resumed, limits_reset with its reason.", _text),
     "lost": (_COUNT, "Records that could not be taken since the last line.", str),
+    "near_limits": (_TEXTS, "Rate limits that let this pass and of which four fifths or more are used.", _texts),
 }  # fmt: skip
 """The fields that a line has if they are known, in the order of `Record`."""
 

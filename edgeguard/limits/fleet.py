@@ -415,7 +415,7 @@ class FleetLimiter:
     def usage(self) -> dict[str, Usage]:
         """Keys that this node knows, by limit."""
         totals: dict[str, Usage] = {}
-        for (limit, _), keys in self._keys.items():
+        for (limit, _), keys in list(self._keys.items()):
             known = totals.get(limit, Usage(0, 0))
             totals[limit] = Usage(known.keys + len(keys.hand), known.overflowed + keys.overflowed)
         return totals

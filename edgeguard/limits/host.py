@@ -128,7 +128,8 @@ class HostLimiter:
             return {}
         live = self._live(now_ns)
         return {
-            name: Usage(live.get(tag, 0), self._overflowed.get(name, 0)) for tag, name in self._names.items()
+            name: Usage(live.get(tag, 0), self._overflowed.get(name, 0))
+            for tag, name in list(self._names.items())
         }
 
     def status(self, now_ns: int) -> dict[str, object]:

@@ -128,8 +128,12 @@ class ScopedLimiter:
                 for limit, use in sorted(self.usage(now_ns).items())
             },
             "host": self._host.status(now_ns),
-            "fleet": self._fleet.status(now_ns),
+            "fleet": self.fleet(now_ns),
         }
+
+    def fleet(self, now_ns: int) -> dict[str, object]:
+        """The store's part of `status`."""
+        return self._fleet.status(now_ns)
 
     async def reset(self, limit: str | None, key: str | None) -> dict[str, int]:
         """Forgets the counters of one limit, of one key of it, or all. Seats stay. Returns how many, by scope."""

@@ -261,7 +261,7 @@ class ProcessLimiter:
         """Fill of the tables by limit id, report mode included."""
         totals: dict[str, Usage] = {}
         for tables in (self._enforced, self._shadow):
-            for limit, table in tables.items():
+            for limit, table in list(tables.items()):
                 keys, overflowed = totals.get(limit, (0, 0))
                 totals[limit] = Usage(keys + len(table.hand), overflowed + table.overflowed)
         return totals

@@ -105,6 +105,9 @@ return redis.call('ZCARD', KEYS[1])
 """Says that a node is there, and counts those that said so within `hold` (µs). ARGV: the node, hold."""
 
 
+ALL: Final = (TAKE, RETURN, SEATS, PEERS)
+
+
 class Call(NamedTuple):
     """One script on one key."""
 

@@ -12,11 +12,12 @@ import importlib.util
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from hashlib import sha1
 from typing import Any, Final, NamedTuple, Protocol
 
-from edgeguard.limits.scripts import Call, Reply
+from edgeguard.limits.scripts import ALL, Call, Reply
+from edgeguard.limits.taken import LimitsError
 from edgeguard.settings.model import Limits as LimitSettings
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ PROBE_S: Final = 1.0
 _NOSCRIPT: Final = "NOSCRIPT"
 
 
-class StoreDownError(Exception):
+class StoreDownError(LimitsError):
     """The store did not answer, or not in time."""
 
 
@@ -70,7 +71,6 @@ class Store:
         self._queue: deque[_Pending] = deque()
         self._pump: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._loaded: set[str] = set()
         self.up = False
         self.problem = "not reached yet"
         self.round_trips = 0
@@ -153,15 +153,18 @@ class Store:
         answers = await self._execute(calls)
         lost = [place for place, answer in enumerate(answers) if _lost(answer)]
         if lost:
-            client = self._connected()
-            for script in {calls[place].script for place in lost}:
-                await client.script_load(script)
+            await self._load({calls[place].script for place in lost})
             for place, answer in zip(lost, await self._execute([calls[i] for i in lost]), strict=True):
                 answers[place] = answer
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+    async def _load(self, scripts: Iterable[str]) -> None:
+        client = self._connected()
+        for script in scripts:
+            await client.script_load(script)
 
     async def _execute(self, calls: Sequence[Call]) -> list[Any]:
         client = self._connected()
@@ -197,6 +200,8 @@ class Store:
         pause = self._settings.retry_s
         while True:
             try:
+                if not self.up:
+                    await self._within(self._load(ALL), PROBE_S)
                 (answer,) = await self._within(
                     self._round([beat()]), self._settings.timeout_s if self.up else PROBE_S
                 )

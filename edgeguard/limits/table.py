@@ -28,6 +28,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from edgeguard.limits.taken import LimitsError
+
 logger = logging.getLogger(__name__)
 
 MAGIC: Final = int.from_bytes(b"EGlimits", "little")
@@ -65,7 +67,7 @@ class TableError(OSError):
     """The table cannot be used. Says which and why, and how to mend it."""
 
 
-class TableBusyError(Exception):
+class TableBusyError(LimitsError):
     """Another process holds a lock and does not let go: it is stopped, or thrashing."""
 
 

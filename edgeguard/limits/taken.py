@@ -3,13 +3,15 @@
 from collections.abc import Awaitable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from edgeguard.limits.gcra import Rate, more_in_ns, remaining
+from edgeguard.limits.gcra import TICK_BITS, Rate, more_in_ns, remaining
 from edgeguard.policy.decision import LimitHit
 
 SEAT_RETRY_NS: Final = 1_000_000_000
 """When to try again where only somebody's leaving helps: nobody knows, so a second."""
-NEAR: Final = (4, 5)
-"""From this share of the burst on, a limit is nearly used up."""
+
+
+class LimitsError(Exception):
+    """A counter that others share cannot be reached. Says which and why."""
 
 
 class LimitState(NamedTuple):
@@ -43,13 +45,11 @@ class Level(NamedTuple):
         return LimitState(hit.limit, hit.quota, hit.period_ns, left, more, hit.unit)
 
     def near(self) -> bool:
-        """Whether four fifths are used."""
+        """Whether four fifths are used. Without a `Rate`: every record asks."""
         hit, value, now = self
-        part, whole = NEAR
         if hit.unit == "concurrent_tunnels":
-            return value * whole >= hit.quota * part
-        rate = Rate.of(hit.quota, hit.period_ns, hit.burst)
-        return (value - now) * whole >= rate.tolerance * part
+            return value * 5 >= hit.quota * 4
+        return (value - now) * hit.quota * 5 >= (hit.burst * hit.period_ns << TICK_BITS) * 4
 
 
 class Taken(NamedTuple):

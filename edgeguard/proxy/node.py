@@ -34,6 +34,7 @@ from edgeguard.policy.request import User
 from edgeguard.proxy.addon import EdgeguardAddon
 from edgeguard.proxy.admin import AdminServer
 from edgeguard.proxy.authority import Authority
+from edgeguard.proxy.control import Control
 from edgeguard.proxy.dial import Dialer
 from edgeguard.proxy.door import Services
 from edgeguard.proxy.frontdoor import EdgeServers
@@ -159,6 +160,7 @@ class Node:
         )
         self.metrics.watch_log(self.log)
         self.metrics.watch_limits(lambda: self._limiter.usage(time.monotonic_ns()))
+        self.metrics.watch_store(lambda: self._limiter.fleet(time.monotonic_ns()))
         self.sync: SyncAgent | Follower
         if part is None:
             agent = self.sync = SyncAgent(
@@ -207,12 +209,14 @@ class Node:
             keys = KeyFetcher(self.guard, self._ring, resolver, settings.user, settings.upstream.ca_file)
             keys.start()
             admin = AdminServer(settings.admin, self.status, self.ready, self.metrics)
+            control = Control(settings.trust.state_dir, self.log, self._limiter.reset)
             try:
                 await admin.start()
                 address = admin.address if self._part is None else self._part.admin
                 if address and not address.startswith("unix:"):
                     self.forbid(*split_address(address))
-                yield resolver
+                async with control.listening():
+                    yield resolver
             finally:
                 await admin.stop()
                 await keys.stop()
@@ -281,6 +285,10 @@ class Node:
         """Client connections that are open."""
         return 0 if self._servers is None else self._servers.working
 
+    def limits(self) -> dict[str, object]:
+        """How full this process's rate limits are, and whether it reaches the counters that others share."""
+        return self._limiter.status(time.monotonic_ns())
+
     def ready(self) -> tuple[bool, str]:
         """Whether a verified policy is enforced, and the state or what is wrong."""
         if self.log.broken:
@@ -308,7 +316,7 @@ class Node:
                 "log": self.settings.evidence.log,
             },
             "sync": self.sync.status(),
-            "limits": self._limiter.status(time.monotonic_ns()),
+            "limits": [self.limits()],
             "interception": {"fingerprint": self.authority.fingerprint},
             "process": {
                 "edgeguard": __version__,

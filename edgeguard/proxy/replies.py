@@ -79,6 +79,8 @@ class LimitView(Protocol):
     def remaining(self) -> int: ...
     @property
     def reset_ns(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
 
 
 class FactsView(Protocol):
@@ -180,10 +182,14 @@ def limit_headers(states: Sequence[LimitView]) -> list[tuple[str, str]]:
     for state in states:
         name = _quoted(f"edgeguard-{state.limit}")
         # The window is whole seconds; a period that is not cannot be said, and `w` is optional.
-        window = f";w={state.period_ns // _NS}" if state.period_ns % _NS == 0 else ""
-        policies.append(f"{name};q={state.quota}{window}")
+        window = f";w={state.period_ns // _NS}" if state.period_ns and state.period_ns % _NS == 0 else ""
+        policies.append(f"{name};q={state.quota}{_UNITS.get(state.unit, '')}{window}")
         limits.append(f"{name};r={max(0, state.remaining)};t={_ceil_s(state.reset_ns)}")
     return [("RateLimit-Policy", ", ".join(policies)), ("RateLimit", ", ".join(limits))]
+
+
+_UNITS: Final = {"bytes": ';qu="content-bytes"', "concurrent_tunnels": ';qu="concurrent-requests"'}
+"""Quota units of the draft other than requests, which need not be said. A tunnel is a CONNECT request."""
 
 
 def wants_html(accept: str) -> bool:
@@ -233,9 +239,10 @@ def _problem(verdict: VerdictView, reason: Reason, code: int, text: str, links: 
             required["verify"] = links.verify
         document["required"] = required
     if reason is Reason.RATE_LIMITED:
-        document["violated-policies"] = [
-            f"edgeguard-{s.limit}" for s in verdict.limit_states if s.remaining <= 0
-        ]
+        spent = [s.limit for s in verdict.limit_states if s.remaining <= 0]
+        if verdict.rule is not None and verdict.rule not in spent:
+            spent.append(verdict.rule)  # of a rate-limited request the rule is the limit that refused
+        document["violated-policies"] = [f"edgeguard-{limit}" for limit in spent]
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 

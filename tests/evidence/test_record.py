@@ -67,6 +67,7 @@ FULL = Record(
     received=2,
     why="done",
     lost=3,
+    near_limits=("calls",),
 )
 
 

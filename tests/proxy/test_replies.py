@@ -30,9 +30,9 @@ class Verdict:
     facts: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(method="GET"))
 
 
-def state(limit="calls", quota=100, period_ns=60_000_000_000, remaining=0, reset_ns=1_500_000_000):
+def state(limit="calls", quota=100, period_ns=60_000_000_000, remaining=0, reset_ns=1_500_000_000, unit="requests"):
     return SimpleNamespace(
-        limit=limit, quota=quota, period_ns=period_ns, remaining=remaining, reset_ns=reset_ns
+        limit=limit, quota=quota, period_ns=period_ns, remaining=remaining, reset_ns=reset_ns, unit=unit
     )
 
 
@@ -127,6 +127,22 @@ def test_rate_limit_fields():
     document = json.loads(body)
     assert document["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
     assert document["violated-policies"] == ["edgeguard-calls"]
+
+
+def test_rate_limit_fields_say_what_they_count():
+    """Quota units of draft-ietf-httpapi-ratelimit-headers; seats have no window."""
+    fields = dict(
+        limit_headers([state("volume", 10**9, unit="bytes"), state("open", 8, 0, 2, 0, "concurrent_tunnels")])
+    )
+    assert fields["RateLimit-Policy"] == (
+        '"edgeguard-volume";q=1000000000;qu="content-bytes";w=60, "edgeguard-open";q=8;qu="concurrent-requests"'
+    )
+
+
+def test_limit_that_refused_is_named_even_where_its_level_is_not_known():
+    """The store is down, and the limit says `on_store_error: deny`."""
+    verdict = Verdict(Reason.RATE_LIMITED, rule="shared", retry_after_s=1.0)
+    assert json.loads(render(verdict)[2])["violated-policies"] == ["edgeguard-shared"]
 
 
 @pytest.mark.parametrize("wait", [0.001, 0.9, 1.0, 59.5, 3600.0])
