@@ -264,6 +264,8 @@ class EdgeguardAddon:
             return  # our own reply
         switching = response.status_code == 101
         response.headers.fields = headers.clean_response(response.headers.fields, response.status_code)
+        if exchange.verdict.decision.gated and not switching:
+            response.headers.fields = headers.unshared(response.headers.fields)
         for name, value in replies.limit_headers(exchange.verdict.limit_states):
             response.headers.add(name, value)
         if exchange.close and not switching:
