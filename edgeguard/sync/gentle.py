@@ -17,7 +17,7 @@ from typing import Final
 
 SWITCH_S: Final = 0.0005
 """Of the work; the default is ten times as long."""
-THOROUGH_EVERY: Final = 32
+THOROUGH_EVERY: Final = 8
 """Times after which what was set aside is looked through as well, for as long as a full collection takes."""
 _times = itertools.count(1)
 
