@@ -13,7 +13,7 @@ import grpc
 
 LARGE = 200_000_000
 RANGE = bytes(range(256)) * 4096
-PAUSE_S = 1.0
+PAUSE_S = 0.6
 
 
 class Flows(BaseHTTPRequestHandler):

@@ -196,6 +196,7 @@ def test_a_refused_upload_is_not_sent(place, curl):
     assert "100 Continue" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_large_download_in_bounded_memory(place, curl, origin):
     before = memory_kb(place)
     done = curl("-o", "/dev/null", "-w", "%{size_download}", f"{origin}/large")
