@@ -7,7 +7,7 @@ its check and charge are one step, and nothing can refuse after it.
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from hashlib import sha256
-from typing import Self
+from typing import Final, Self
 
 from edgeguard.limits.fleet import FleetLimiter
 from edgeguard.limits.host import HostLimiter
@@ -15,6 +15,8 @@ from edgeguard.limits.process import ProcessLimiter
 from edgeguard.limits.taken import Taken, Ticket, Usage
 from edgeguard.policy.decision import LimitHit
 from edgeguard.settings.model import Limits as LimitSettings
+
+_SCOPE: Final = LimitHit._fields.index("scope")
 
 
 class ScopedLimiter:
@@ -64,10 +66,11 @@ class ScopedLimiter:
         self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
     ) -> Taken:
         """Checks every limit, and charges all of them if no enforced one refuses."""
-        scopes = {hit[6] for hit in hits}
-        if scopes <= {"process"}:
-            return self._process.take(hits, now_ns, amount)
-        if scopes == {"host"}:
+        scope = hits[0][_SCOPE] if hits else "process"
+        if scope != "fleet" and (len(hits) < 2 or all(hit[_SCOPE] == scope for hit in hits)):
+            # The usual case: one scope, and it is here.
+            if scope == "process":
+                return self._process.take(hits, now_ns, amount)
             return self._host.take(hits, now_ns, amount)
         local = self._process.prepare(_of(hits, "process"), now_ns, amount)
         far = self._fleet.prepare(_of(hits, "fleet"), now_ns, amount, ticket)

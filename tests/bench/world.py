@@ -137,8 +137,8 @@ def signed(
     return bundle, seal(media_type(Kind.HEAD, ENVIRONMENT), document.to_payload(), [head])
 
 
-def node_policy(tunnel_port: int, https_port: int) -> dict:
-    """Sections: the corpus, a destination for each lane, and a limit on each of the two."""
+def node_policy(tunnel_port: int, https_port: int, scope: str | None = "process") -> dict:
+    """Sections: the corpus, a destination for each lane, and a limit of some scope on each of the two, or none."""
     from tests.bench.policies import named
 
     module = {
@@ -180,6 +180,10 @@ def node_policy(tunnel_port: int, https_port: int) -> dict:
             },
         ],
     }
+    if scope is None:
+        del module["rate_limits"]
+    for limit in module.get("rate_limits", ()):
+        limit["scope"] = scope
     modules = (*named(PLAIN_RULES).policy().modules, Module.model_validate(module))
     return compile_policy(Policy(modules=tuple(sorted(modules, key=lambda one: one.module))))
 
@@ -233,8 +237,8 @@ class Peers:
                 raise BenchError(f"{name}: no {what}\n{log}")
             time.sleep(0.01)
 
-    def edgeguard(self, *, workers: int = 1, cores: int | str = PROXY_CORE) -> "Node":
-        return Node(self, workers, cores)
+    def edgeguard(self, *, workers: int = 1, cores: int | str = PROXY_CORE, store: str = "") -> "Node":
+        return Node(self, workers, cores, store)
 
     def mitmdump(self) -> tuple[int, int, Path]:
         """Stock mitmdump, quiet, no addon of anybody's; (pid, port, what its clients have to trust)."""
@@ -283,7 +287,9 @@ visible_hostname bench
 class Node:
     """`edgeguard run` with the node policy in force, its decision log in a file."""
 
-    def __init__(self, peers: Peers, workers: int = 1, cores: int | str = PROXY_CORE) -> None:
+    def __init__(
+        self, peers: Peers, workers: int = 1, cores: int | str = PROXY_CORE, store: str = ""
+    ) -> None:
         self._peers = peers
         self.workers = workers
         self.port, self.admin = free_ports(2)
@@ -315,6 +321,8 @@ mode = "static"
 [resolver.static]
 "localhost" = ["127.0.0.1"]
 "{TUNNEL_NAME}" = ["127.0.0.1"]
+[limits]
+store = "{store}"
 [bounds]
 connections = 20000
 tunnels = 20000

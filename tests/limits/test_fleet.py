@@ -279,9 +279,10 @@ async def test_node_without_a_store_follows_on_store_error_and_says_so(caplog):
     assert "[limits] store is not set" in caplog.text
 
 
-async def test_frozen_store_delays_once_and_is_used_again(store):
+@pytest.mark.parametrize("timeout_s", [0.1], ids=["fault-store-frozen"])
+async def test_frozen_store_delays_once_and_is_used_again(store, timeout_s):
     shared = hit(quota=40, period_ns=HOUR)
-    async with node(store, timeout_s=0.1, peers=2) as one:
+    async with node(store, timeout_s=timeout_s, peers=2) as one:
         assert await allowed(one, 8, shared) == 8
         store.freeze()
         try:
@@ -331,7 +332,7 @@ async def test_scripts_that_the_store_has_lost_are_loaded_again(store):
         assert one.status(0)["failures"] == 0
 
 
-@pytest.mark.parametrize("days", [-1, 1], ids=["behind", "ahead"])
+@pytest.mark.parametrize("days", [-1, 1], ids=["fault-store-clock-behind", "fault-store-clock-ahead"])
 async def test_failover_to_a_server_with_another_clock_locks_nobody_out(store, days):
     """What a server whose clock differs would find: stored times that are a day away from its now."""
     shared = hit(quota=10, exact=True)
