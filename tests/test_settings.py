@@ -39,8 +39,8 @@ def test_shipped_file_loads(path):
     assert settings.trust.root == path.parent / "root.msgpack"
 
 
-def test_three_roles_are_shipped():
-    assert [path.name for path in SHIPPED] == ["dev.toml", "gateway.toml", "sidecar.toml"]
+def test_four_roles_are_shipped():
+    assert [path.name for path in SHIPPED] == ["dev.toml", "edge.toml", "gateway.toml", "sidecar.toml"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

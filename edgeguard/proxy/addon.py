@@ -64,7 +64,7 @@ class EdgeguardAddon:
     @closed
     def client_connected(self, client: ClientConnection) -> None:
         passage = self._desk.passages.get(client.id)
-        carried = passage is not None and passage.host is not None
+        carried = passage is not None and passage.host is not None and passage.site is None
         if passage is None:
             owner = self._desk.guard.identify(peer_of(client), ())
             passage = Passage(connection=client.id, client=owner)
@@ -181,7 +181,16 @@ class EdgeguardAddon:
         """The name that was judged is the name that the certificate must have."""
         passage = self._desk.connections[data.context.client.id].passage
         if passage.host is not None:
-            data.conn.sni = passage.host
+            data.conn.sni = passage.host if passage.site is None else passage.site.origin_name
+
+    @closed
+    def tls_start_client(self, data: TlsData) -> None:
+        """A site of one's own shows its own certificate; elsewhere the engine makes one."""
+        site = self._desk.connections[data.context.client.id].passage.site
+        if site is not None:
+            if site.tls is None:
+                raise RuntimeError("TLS with a site that has no certificate")
+            data.ssl_conn = site.tls.connection()
 
     @closed
     def tls_failed_server(self, data: TlsData) -> None:
@@ -218,12 +227,13 @@ class EdgeguardAddon:
             verdict = self._desk.guard.refuse(verdict, refusal)
         else:
             passage = connection.passage
-            reverse = isinstance(flow.client_conn.proxy_mode, mode_specs.ReverseMode)
+            site = passage.site
+            reverse = site is not None or isinstance(flow.client_conn.proxy_mode, mode_specs.ReverseMode)
             pinned = passage.host is not None and not shape.forward and not reverse
             if pinned:
                 verdict = self._desk.guard.admit(verdict, (request.data.host,))
             else:
-                verdict = await self._desk.resolve(verdict, passage.original)
+                verdict = await self._desk.resolve(verdict, passage.original, site)
                 if self._desk.left(flow.client_conn, connection):
                     return
             settled = await self._desk.settle(flow.client_conn, connection, verdict)
@@ -248,6 +258,13 @@ class EdgeguardAddon:
             request.authority = ""
         if not pinned:
             self._desk.pin(flow, verdict)
+        if site is not None:
+            request.headers.fields = headers.forwarded(
+                request.headers.fields,
+                site.forwarded,
+                passage.origin and passage.origin.address,
+                site.tls is not None,
+            )
         if shape.body:
             request.stream = exchange.count_sent
 

@@ -39,7 +39,8 @@ def facts_of(flow: http.HTTPFlow, shape: Shape, passage: Passage, owner: Client,
         if claimed is None or passage.port is None:
             raise RuntimeError("a request in a tunnel without a destination")
         client, host, port = passage.client, claimed, passage.port
-        secure = flow.client_conn.tls_established or request.scheme == "https"
+        # In front of a site it is the visitor's half that is meant, whatever the origin speaks.
+        secure = flow.client_conn.tls_established or (passage.site is None and request.scheme == "https")
         if request.is_http2 and request.authority:
             names.append(request.authority)
         if passage.sni is not None:

@@ -22,6 +22,7 @@ from edgeguard.proxy.dial import Dialer, DialError
 from edgeguard.proxy.page import Links
 from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.proxy.shape import SHAPE, Shape
+from edgeguard.proxy.sites import Site
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -200,16 +201,21 @@ class LaneDesk:
             verdict = next((other for other in judged if other.allow), verdict)
         return verdict
 
-    async def resolve(self, verdict: Verdict, original: str | None = None) -> Verdict:
+    async def resolve(
+        self, verdict: Verdict, original: str | None = None, site: Site | None = None
+    ) -> Verdict:
         """Resolves and admits an allow; a refusal stays as it is, and nothing is resolved.
 
         With an `original`, the address that the client dialled, a name that does not lead there is refused.
+        With a `site`, its origin is resolved, which must not be ourselves.
         """
         if not verdict.allow:
             return verdict
         generation = self._generation
         try:
-            addresses = await self._resolver.resolve(verdict.host)
+            addresses = await self._resolver.resolve(verdict.host if site is None else site.origin_host)
+            if site is not None and any(self._dialer.is_own(a, site.origin_port) for a in addresses):
+                addresses = ()
         except Exception as error:  # noqa: BLE001 - fail closed
             # Whatever the resolver failed with, there is no address to judge.
             logger.debug("resolving failed: %r", error)
@@ -254,7 +260,8 @@ class LaneDesk:
             return verdict
         try:
             async with asyncio.timeout(self.bounds.dial_s):
-                address = await self._dialer.towards(verdict.host).preferred(verdict.addresses, verdict.port)
+                host, port = _towards(connection.passage, verdict)
+                address = await self._dialer.towards(host).preferred(verdict.addresses, port)
         except (DialError, TimeoutError):
             if connection.end(exchange.id) is None:
                 return verdict._replace(decision=verdict.decision._replace(allow=False), addresses=())
@@ -268,9 +275,10 @@ class LaneDesk:
     def pin(self, flow: http.HTTPFlow, verdict: Verdict) -> None:
         """Dials the address that was judged; `.data` leaves the Host field alone."""
         address = verdict.addresses[0]
-        self.passages.grant(flow.client_conn.id, (address,), verdict.port, verdict.host)
+        host, port = _towards(self.connections[flow.client_conn.id].passage, verdict)
+        self.passages.grant(flow.client_conn.id, (address,), port, host)
         flow.request.data.host = address
-        flow.request.data.port = verdict.port
+        flow.request.data.port = port
 
     def reply(
         self, flow: http.HTTPFlow, verdict: Verdict, scan: headers.Scan, *, status: int | None = None
@@ -367,6 +375,12 @@ class LaneDesk:
             self._rejudge_until(now)
         else:
             self._watch(now)
+
+
+def _towards(passage: Passage, verdict: Verdict) -> tuple[str, int]:
+    """Host and port that are dialled: what was judged, or the origin of one's own site."""
+    site = passage.site
+    return (verdict.host, verdict.port) if site is None else (site.origin_host, site.origin_port)
 
 
 def _counted_outside(tunnel: Exchange | None, exchange: Exchange, size: int, sent: bool) -> None:

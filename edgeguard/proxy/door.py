@@ -27,6 +27,7 @@ from edgeguard.proxy.page import Links
 from edgeguard.proxy.passages import Passages
 from edgeguard.proxy.relay import Tunnel
 from edgeguard.proxy.resolver import Resolver
+from edgeguard.proxy.sites import open_sites
 from edgeguard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Door:
         self.links = Links(*services.settings.replies.model_dump().values())
         self.plain_headers = tuple(services.settings.user.plain.headers)
         self.bare = ROUTING.isdisjoint({self.user_header, *self.plain_headers})
+        self.sites = open_sites(services.settings.site)
         self.challenge = CHALLENGE if services.settings.identity.secret else None
         self.loop = loop
         self.clock = services.clock

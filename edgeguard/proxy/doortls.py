@@ -9,7 +9,7 @@ asked for its certificate again, and so outlive its revocation.
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -31,25 +31,27 @@ class DoorTlsError(Exception):
     """The certificate files cannot be used. The message says which, and why."""
 
 
-class DoorTls:
-    """The context of `[listen.tls]`, as its files are now.
+class Watched[T]:
+    """Something made of files, and made again when they change; files that cannot be used leave it as it was.
+
+    Args:
+        what: Section of the configuration, for the log.
+        files: What it is made of.
+        make: Makes it. Raises DoorTlsError.
 
     Raises:
         DoorTlsError: The files cannot be used at the start.
     """
 
-    def __init__(self, settings: ListenTls) -> None:
-        self._settings = settings
-        self._files = [
-            file
-            for file in (settings.certificate, settings.key, settings.client_ca, settings.client_crl)
-            if file is not None
-        ]
+    def __init__(self, what: str, files: Sequence[Path | None], make: Callable[[], T]) -> None:
+        self._what = what
+        self._files = [file for file in files if file is not None]
+        self._make = make
         self._state = self._stamp()
-        self._context = server_context(settings)
+        self._made = make()
         self._looked = monotonic()
 
-    def context(self) -> ssl.SSLContext:
+    def now(self) -> T:
         """For the next handshake."""
         now = monotonic()
         if now - self._looked >= LOOK_S:
@@ -58,11 +60,11 @@ class DoorTls:
             if state != self._state:
                 self._state = state
                 try:
-                    self._context = server_context(self._settings)
-                    logger.warning("the certificates of [listen.tls] were read again")
+                    self._made = self._make()
+                    logger.warning("the certificates of %s were read again", self._what)
                 except DoorTlsError as error:
-                    logger.error("the certificates of [listen.tls] stay as they were: %s", error)  # noqa: TRY400
-        return self._context
+                    logger.error("the certificates of %s stay as they were: %s", self._what, error)  # noqa: TRY400
+        return self._made
 
     def _stamp(self) -> list[tuple[int, int, int]]:
         found = []
@@ -71,6 +73,22 @@ class DoorTls:
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, status.st_ino))
         return found
+
+
+class DoorTls:
+    """The context of `[listen.tls]`, as its files are now.
+
+    Raises:
+        DoorTlsError: The files cannot be used at the start.
+    """
+
+    def __init__(self, settings: ListenTls) -> None:
+        files = (settings.certificate, settings.key, settings.client_ca, settings.client_crl)
+        self._watched = Watched("[listen.tls]", files, lambda: server_context(settings))
+
+    def context(self) -> ssl.SSLContext:
+        """For the next handshake."""
+        return self._watched.now()
 
 
 def server_context(settings: ListenTls) -> ssl.SSLContext:

@@ -23,6 +23,7 @@ from edgeguard.proxy.doortls import DoorTls
 from edgeguard.proxy.front import Front
 from edgeguard.proxy.listeners import Kind, Listener
 from edgeguard.proxy.opening import Opening
+from edgeguard.proxy.reverse import Reverse
 from edgeguard.proxy.socks import Socks
 from edgeguard.proxy.transparent import Transparent
 from edgeguard.settings import Listen
@@ -30,7 +31,7 @@ from edgeguard.settings import Listen
 __all__ = ["EdgeInstance", "EdgeMode", "EdgeServers", "Services"]
 
 PROTOCOLS: Final[Mapping[Kind, type[Opening]]] = MappingProxyType(
-    {"http": Front, "socks": Socks, "transparent": Transparent}
+    {"http": Front, "socks": Socks, "transparent": Transparent, "reverse": Reverse}
 )
 
 

@@ -65,7 +65,13 @@ class Handover:
             door.dialer, door.passages, ctx.master, reader, writer, ctx.options, instance.mode
         )
         context = handler.layer.context
-        if handed.destination is None:
+        site = handed.passage.site
+        if site is not None:
+            # Dialled only once a request was allowed: until then there is no grant.
+            context.server.address = (site.origin_host, site.origin_port)
+            context.server.sni = site.origin_name
+            handler.layer = modes.TransparentProxy(context)
+        elif handed.destination is None:
             handler.layer = modes.HttpProxy(context)
         else:
             context.server.address = handed.destination

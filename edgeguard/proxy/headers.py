@@ -54,6 +54,31 @@ _CACHING: Final = frozenset({b"age", b"cache-control", b"expires", b"pragma", b"
 _TARGETED: Final = b"cdn-cache-control"
 """RFC 9213: fields for one kind of cache, like `CDN-Cache-Control`."""
 _LISTS: Final = frozenset({b"connection", b"upgrade"})
+_VISITOR: Final = frozenset({
+    b"cf-connecting-ip",
+    b"client-ip",
+    b"fastly-client-ip",
+    b"forwarded",
+    b"forwarded-for",
+    b"front-end-https",
+    b"true-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-port",
+    b"x-forwarded-proto",
+    b"x-forwarded-protocol",
+    b"x-forwarded-scheme",
+    b"x-forwarded-ssl",
+    b"x-original-forwarded-for",
+    b"x-originating-ip",
+    b"x-real-ip",
+    b"x-remote-addr",
+    b"x-remote-ip",
+    b"x-url-scheme",
+})  # fmt: skip
+"""Origins take these for the visitor's address and scheme, so nobody but us may say them."""
 _READ: Final = _FRAMING | _OVERRIDES | _LISTS | {b"proxy-authorization", b"accept"}
 _PARENTS: Final = frozenset({b"x-upstream-https-proxy"})
 """Ask a proxy to go through another one: here nobody but the configuration names a parent."""
@@ -246,6 +271,26 @@ def unshared(fields: Fields) -> Fields:
         field for field in fields if fold(field[0]) not in _CACHING and not fold(field[0]).endswith(_TARGETED)
     ]
     return (*kept, (b"Cache-Control", b"private, no-store"))
+
+
+def forwarded(fields: Fields, field: str, address: str | None, secure: bool) -> Fields:
+    """What the origin of one's own site is told of a visitor: nothing that the visitor said, and ours where it is asked for.
+
+    Args:
+        fields: (name, value) pairs of a request.
+        field: `off`, `forwarded` (RFC 7239) or `x-forwarded-for`.
+        address: The visitor's; None if nobody knows.
+        secure: Whether the visitor speaks TLS.
+    """
+    kept = tuple(pair for pair in fields if fold(pair[0]) not in _VISITOR)
+    proto = b"https" if secure else b"http"
+    text = (address or "").encode()
+    if field == "forwarded":
+        node = b'"[%s]"' % text if b":" in text else text or b"unknown"
+        return (*kept, (b"Forwarded", b"for=%s;proto=%s" % (node, proto)))
+    if field == "x-forwarded-for" and text:
+        return (*kept, (b"X-Forwarded-For", text), (b"X-Forwarded-Proto", proto))
+    return kept
 
 
 def with_host(fields: Fields, host: str, port: int, default_port: int) -> Fields:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from edgeguard.proxy.doortls import DoorTlsError, server_context
+from edgeguard.proxy.sites import open_sites
 from edgeguard.settings import Settings
 from edgeguard.settings.values import split_address
 
-type Kind = Literal["http", "socks", "transparent"]
+type Kind = Literal["http", "socks", "transparent", "reverse"]
 
 IP_TRANSPARENT: Final = 19
 IPV6_TRANSPARENT: Final = 75
@@ -35,7 +36,7 @@ class Listener(NamedTuple):
     """One bound socket."""
 
     kind: Kind
-    """What is spoken there: HTTP proxy, SOCKS5, or nothing, for connections that were redirected."""
+    """What is spoken there: HTTP proxy, SOCKS5, or nothing, for connections that were redirected and visitors of one's own sites."""
     socket: socket.socket
     tls: bool
     """Whether clients speak TLS to the proxy itself."""
@@ -62,13 +63,17 @@ def bind(settings: Settings) -> tuple[Listener, ...]:
     """Binds every door of the configuration, in a fixed order; all or none.
 
     Raises:
-        ListenError: One could not be bound, or the files of `[listen.tls]` cannot be used; the message names its key.
+        ListenError: One could not be bound, or files of `[listen.tls]` or of a site cannot be used; the message names its key.
     """
     if settings.listen.tls is not None:
         try:
             server_context(settings.listen.tls)  # found out here, once, and not by every worker
         except DoorTlsError as error:
             raise ListenError(f"[listen.tls] {error}") from None
+    try:
+        open_sites(settings.site)
+    except DoorTlsError as error:
+        raise ListenError(f"[[site]] {error}") from None
     bound: list[Listener] = []
     for kind, key, address in _planned(settings):
         try:
@@ -147,6 +152,7 @@ def _planned(settings: Settings) -> list[tuple[Kind, str, str]]:
         ("http", "address", listen.address),
         ("socks", "socks", listen.socks),
         ("transparent", "transparent", listen.transparent),
+        ("reverse", "reverse", listen.reverse),
     ]
     return [door for door in doors if door[2]]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from edgeguard.policy.request import Client
 from edgeguard.proxy.origin import Origin
+from edgeguard.proxy.sites import Site
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Passage:
     """Canonical SNI of the ClientHello, once read; None when the form without SNI is the expected one."""
     origin: Origin | None = None
     """Where the connection comes from, if its transport does not tell."""
+    site: Site | None = None
+    """The site of one's own that the connection is for, at the reverse door."""
     grants: dict[tuple[str, int], str] = field(default_factory=dict)
     """(canonical address, port) pairs that may be dialled, and the canonical host that each was granted for."""
 

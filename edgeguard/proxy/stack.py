@@ -12,7 +12,6 @@ from mitmproxy.proxy.layers import modes, tls
 
 from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.decision import Lane
-from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Protocol
 from edgeguard.proxy import failsafe
@@ -45,7 +44,11 @@ class Stack:
             else:
                 nextlayer.layer = EdgeHttpLayer(context, engine.HTTPMode.regular, self._desk)
         elif isinstance(top, modes.ReverseProxy):
-            nextlayer.layer = self._reverse_stack(context, is_tls=first == b"\x16")
+            spec = cast("mode_specs.ReverseMode", context.client.proxy_mode)
+            nextlayer.layer = self._reverse_stack(context, spec.scheme, is_tls=first == b"\x16")
+        elif isinstance(top, modes.TransparentProxy) and connection.passage.site is not None:
+            scheme = "https" if connection.passage.site.origin_tls else "http"
+            nextlayer.layer = self._reverse_stack(context, scheme, is_tls=first == b"\x16")
         elif isinstance(top, tls.ClientTLSLayer):
             nextlayer.layer = EdgeHttpLayer(context, engine.HTTPMode.transparent, self._desk)
         elif (
@@ -133,13 +136,13 @@ class Stack:
             connection.tunnel = self._desk.begin(connection, tunnel.id, verdict)
         return verdict.allow
 
-    def _reverse_stack(self, context: Context, *, is_tls: bool) -> layer.Layer:
-        spec = cast("mode_specs.ReverseMode", context.client.proxy_mode)
-        if spec.scheme not in {"http", "https"}:
+    def _reverse_stack(self, context: Context, scheme: str, *, is_tls: bool) -> layer.Layer:
+        """In front of a site: TLS with the visitor and with the origin are each other's business."""
+        if scheme not in {"http", "https"}:
             return failsafe.DenyLayer(context)
         outer: Any = None
         top: Any = None
-        if spec.scheme == "https":
+        if scheme == "https":
             outer = top = tls.ServerTLSLayer(context)
         if is_tls:
             inner = EdgeClientTLS(context, self._desk)

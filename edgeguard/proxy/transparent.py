@@ -35,6 +35,16 @@ def speaks_http(data: bytes) -> bool | None:
     return None if _PART_OF_A_LINE.fullmatch(data) else False
 
 
+def named_hosts(head: Head) -> tuple[str, ...]:
+    """The Host of a request to a server: one, or none in HTTP/1.0. Raises HeadError."""
+    hosts = head.values("host")
+    if len(hosts) != 1 and (hosts or head.version == "1.1"):
+        raise HeadError(Reason.MALFORMED_REQUEST, "exactly one Host field is expected")
+    if head.target[:1] != "/" and head.target != "*":
+        raise HeadError(Reason.MALFORMED_REQUEST, "a server is asked in origin form")
+    return hosts
+
+
 class Transparent(Opening):
     """A redirected connection."""
 
@@ -111,11 +121,7 @@ class Transparent(Opening):
 
     def _of_head(self, head: Head) -> Facts:
         """What a plain request claims by its Host. Raises HeadError, HostError."""
-        hosts = head.values("host")
-        if len(hosts) != 1 and (hosts or head.version == "1.1"):
-            raise HeadError(Reason.MALFORMED_REQUEST, "exactly one Host field is expected")
-        if head.target[:1] != "/" and head.target != "*":
-            raise HeadError(Reason.MALFORMED_REQUEST, "a server is asked in origin form")
+        hosts = named_hosts(head)
         address, port = self._target
         host = split_authority(hosts[0], port)[0] if hosts else address
         return self._facts(host)._replace(protocol="http", names=hosts)

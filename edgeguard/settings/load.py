@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -115,9 +115,17 @@ def read_file(path: Path) -> str:
         raise SettingsError([Problem(path, line, "", "is not UTF-8 text")]) from None
 
 
+_RELATIVE: Final = (
+    ("trust", "root", "root.msgpack"),
+    ("trust", "state_dir", "state"),
+    ("user", "jwks_dir", "jwks"),
+)
+"""(section, key, default) of paths that start at the folder of the file, written there or not."""
+
+
 def _with_path_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     filled = {**raw}
-    for section, name, default in (("trust", "root", "root.msgpack"), ("trust", "state_dir", "state")):
+    for section, name, default in _RELATIVE:
         table = filled.get(section, {})
         if isinstance(table, dict):
             filled[section] = {name: default, **table}

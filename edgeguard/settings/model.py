@@ -37,10 +37,12 @@ from edgeguard.settings.values import (
     host_port,
     is_loopback,
     near,
+    origin_url,
     parent_permitted,
     proxy_url,
     server,
     split_address,
+    split_origin,
     split_proxy,
     store_url,
     unix_path,
@@ -93,6 +95,8 @@ class Listen(Section):
     """SOCKS5 proxy: address and port. Empty: none."""
     transparent: str = ""
     """Connections that the packet filter redirects here: address and port. Empty: none."""
+    reverse: str = ""
+    """Visitors of one's own sites (`[[site]]`), who know of no proxy: address and port. Empty: none."""
     socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0660"
     """Permissions of a unix socket, in octal."""
     proxy_protocol_from: tuple[Cidr, ...] = ()
@@ -102,7 +106,7 @@ class Listen(Section):
     tls: ListenTls | None = None
     """TLS between clients and the proxy itself."""
 
-    @field_validator("address", "socks", "transparent")
+    @field_validator("address", "socks", "transparent", "reverse")
     @classmethod
     def _checked(cls, text: str, info: ValidationInfo) -> str:
         if not text:
@@ -114,8 +118,10 @@ class Listen(Section):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if not (self.address or self.socks or self.transparent):
-            raise ValueError("a node without a door is of no use; give address, socks or transparent")
+        if not (self.address or self.socks or self.transparent or self.reverse):
+            raise ValueError(
+                "a node without a door is of no use; give address, socks, transparent or reverse"
+            )
         if self.tls is not None and not self.address:
             raise ValueError("[listen.tls] is for the door address, which is empty")
         return self
@@ -123,9 +129,8 @@ class Listen(Section):
     @property
     def tcp(self) -> tuple[str, ...]:
         """The doors that are reached over a network, as address and port."""
-        return tuple(
-            a for a in (self.address, self.socks, self.transparent) if a and not a.startswith("unix:")
-        )
+        doors = (self.address, self.socks, self.transparent, self.reverse)
+        return tuple(a for a in doors if a and not a.startswith("unix:"))
 
     @property
     def exposed(self) -> str | None:
@@ -136,6 +141,40 @@ class Listen(Section):
     def permissions(self) -> int:
         """`socket_mode` as a number."""
         return int(self.socket_mode, 8)
+
+
+class Site(Section):
+    """A site of one's own, which the door `reverse` stands in front of."""
+
+    name: Host
+    """What visitors ask for. It has to be their server name (SNI) and their Host; rules see it as the host."""
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """The port that visitors ask for, which rules see, wherever the door itself listens. Unset: 443 with a certificate, 80 without."""
+    certificate: AnchoredPath | None = None
+    """The site's own certificate chain (PEM), the leaf first. Read again when the file changes. Unset: the site is served without TLS."""
+    key: AnchoredPath | None = None
+    """Private key of the certificate (PEM, without a password). Unset: it stands in `certificate`."""
+    origin: Annotated[str, AfterValidator(origin_url)]
+    """Where the site is served from, like `https://10.0.0.5:8443` or `http://127.0.0.1:8080`. A private address is reached only if the rule that allows the site says so with `resolves_to`."""
+    origin_name: Host | None = None
+    """Name that the certificate of an https origin must have. Unset: `name`."""
+    forwarded: Literal["off", "forwarded", "x-forwarded-for"] = "off"
+    """Which field tells the origin the visitor's address: `Forwarded` (RFC 7239) or `X-Forwarded-For` with `X-Forwarded-Proto`. What visitors send under any such name is removed in any case."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key needs certificate")
+        if self.origin_name is not None and split_origin(self.origin)[0] != "https":
+            raise ValueError("origin_name is for an https origin")
+        if is_address(self.name):
+            raise ValueError("a site has a name: clients never send an address as the server name")
+        return self
+
+    @property
+    def public_port(self) -> int:
+        """The port that visitors ask for."""
+        return self.port or (80 if self.certificate is None else 443)
 
 
 class Trust(Section):
@@ -661,6 +700,8 @@ class Settings(Section):
     """Environment whose bundles this node accepts. `dev` accepts published test keys, on loopback only."""
     listen: Listen = Listen()
     """Where clients connect."""
+    site: tuple[Site, ...] = ()
+    """Sites of one's own, behind the door `reverse`."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that serve the same doors, under one supervisor. With more than one, `connections`, `tunnels` and `tunnels_per_client` of `[bounds]` are shared out evenly, rate limits of scope `process` hold for each worker alone, and each worker writes a decision log of its own: `decisions.jsonl` becomes `decisions.1.jsonl` and so on."""
     trust: Trust = Trust()
@@ -691,6 +732,18 @@ class Settings(Section):
     """Where rate limits count."""
     bounds: Bounds = Bounds()
     """Every limit of the traffic's way."""
+
+    @model_validator(mode="after")
+    def _sites_have_a_door(self) -> Self:
+        if bool(self.site) != bool(self.listen.reverse):
+            raise ValueError('[[site]] and [listen] reverse = "0.0.0.0:8443" need each other')
+        kinds = [(site.name, site.certificate is None) for site in self.site]
+        for name, clear in kinds:
+            if kinds.count((name, clear)) > 1:
+                raise ValueError(
+                    f"two entries of [[site]] name {name} {'without' if clear else 'with'} TLS; keep one"
+                )
+        return self
 
     @model_validator(mode="after")
     def _dev_stays_home(self) -> Self:

@@ -149,6 +149,27 @@ def split_proxy(text: str) -> tuple[str, str, int]:
     return scheme, host, port
 
 
+def split_origin(text: str) -> tuple[str, str, int]:
+    """`https://10.0.0.5:8443` or `http://origin.internal` as (scheme, canonical host, port). Raises ValueError."""
+    scheme, separator, authority = text.partition("://")
+    if not separator or scheme not in {"http", "https"}:
+        raise ValueError(
+            f'{text!r} is no origin; write one like "https://10.0.0.5:8443" or "http://127.0.0.1:8080"'
+        )
+    host, port = split_authority(authority.removesuffix("/"), 443 if scheme == "https" else 80)
+    if not port:
+        raise ValueError("port 0 is no origin's")
+    return scheme, host, port
+
+
+def origin_url(text: str) -> str:
+    try:
+        split_origin(text)
+    except HostError as error:
+        raise ValueError(f'{error}; write it like "https://10.0.0.5:8443", without a path') from None
+    return text
+
+
 def proxy_url(text: str) -> str:
     if text:
         try:
