@@ -5,14 +5,14 @@ import contextlib
 import itertools
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.guard import Facts, Verdict
 from edgeguard.identity.clients import CredentialsInvalid, Proof
-from edgeguard.policy.decision import Decision, Lane
+from edgeguard.policy.decision import Decision, Lane, LimitHit
 from edgeguard.policy.names import HostError, canonical_host, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Request
@@ -32,6 +32,9 @@ class FakeGuard:
         self.allowed = dict(allowed or {})
         self.refused_addresses: set[str] = set()
         self.quota: int | None = None
+        self.limits: tuple[LimitHit, ...] = ()
+        self.far: Callable[[Verdict], Awaitable[Verdict]] | None = None
+        """What `reserve` lets adapters wait for, if the decision has limits."""
         self.until: float | None = None
         self.client = Client("workload", identified=True, address="127.0.0.1")
         self.credentials: dict[str, Client] = {}
@@ -86,7 +89,9 @@ class FakeGuard:
             return request, Decision(allow=False, reason=Reason.MISDIRECTED_REQUEST)
         lane = self.allowed.get((host, facts.port, facts.protocol))
         if lane is not None:
-            return request, Decision(allow=True, rule="fake-allow", lane=lane, until=self.until)
+            return request, Decision(
+                allow=True, rule="fake-allow", lane=lane, until=self.until, limits=self.limits
+            )
         if any(key[:2] == (host, facts.port) for key in self.allowed):
             return request, Decision(allow=False, reason=Reason.PROTOCOL_NOT_ALLOWED)
         if any(key[0] == host for key in self.allowed):
@@ -102,8 +107,8 @@ class FakeGuard:
             return _refused(verdict, Reason.ADDRESS_NOT_ALLOWED)
         return verdict._replace(addresses=kept)
 
-    def reserve(self, verdict: Verdict) -> None:
-        """Nothing has to be awaited."""
+    def reserve(self, verdict: Verdict) -> Awaitable[Verdict] | None:
+        return self.far(verdict) if self.far is not None and verdict.allow else None
 
     def forgo(self, verdict: Verdict) -> None:
         """Nothing was awaited."""

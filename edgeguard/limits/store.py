@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 BATCH: Final = 128
 """Calls of one round trip."""
+FIRST_BEAT_S: Final = 0.25
+"""Pause after the first beat; doubled up to `peers_s`."""
 PROBE_S: Final = 1.0
 """Time for a probe of a store that is down, connecting included: it delays nobody."""
 _NOSCRIPT: Final = "NOSCRIPT"
@@ -197,7 +199,7 @@ class Store:
             logger.error("the store of rate limits is down, limits follow on_store_error: %s", why)
 
     async def _keep(self, beat: Callable[[], Call], heard: Done) -> None:
-        pause = self._settings.retry_s
+        pause, beat_s = self._settings.retry_s, FIRST_BEAT_S
         while True:
             try:
                 if not self.up:
@@ -215,10 +217,15 @@ class Store:
             heard(answer)
             if not self.up:
                 self.up, self.problem = True, ""
-                logger.warning("the store of rate limits answers")
+                logger.log(
+                    logging.WARNING if self.failures else logging.INFO, "the store of rate limits answers"
+                )
                 self.on_up()
+                beat_s = FIRST_BEAT_S
             pause = self._settings.retry_s
-            await self._while_up(self._settings.peers_s)
+            # Nodes that start together see one another soon.
+            await self._while_up(min(beat_s, self._settings.peers_s))
+            beat_s *= 2
 
     async def _while_up(self, seconds: float) -> None:
         deadline = asyncio.get_running_loop().time() + seconds

@@ -108,7 +108,7 @@ class Control:
                     raise ControlError("a reason is needed: it stands in the decision log")
                 if key is not None and limit is None:
                     raise ControlError("a key belongs to a limit: name the limit, too")
-                self._record(f"uid:{uid}", limit, f"limits_reset {'' if key is None else f'of {key}'}: {why}")
+                self._record(f"uid:{uid}", limit, f"limits_reset{'' if key is None else f' of {key}'}: {why}")
                 return {"reset": await self._reset(limit, key)}
         raise ControlError("not understood")
 

@@ -249,7 +249,7 @@ def test_four_nodes_admit_the_limit_and_not_more_in_any_window(gateways, rates):
             break  # a machine that is busy with something else may need another try
     assert len(stamps) >= 0.97 * ideal
     assert checks > ideal * 1.2, "there was more asked for than the limit"
-    assert trips < checks / 2
+    assert trips < checks * 0.75
 
 
 # When the store fails

@@ -214,3 +214,32 @@ def test_many_hot_keys_only_cost_time():
     hits = [hit(key=str(n), quota=1) for n in range(9000)]
     assert all(limiter.take((h,), 0).allowed for h in hits)
     assert not any(limiter.take((h,), 0).allowed for h in hits)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+def test_flood_of_a_million_keys():
+    limiter = ProcessLimiter(65_536)
+    victim = hit(key="victim", quota=10, period_ns=3600 * SECOND)
+    passed = sum(limiter.take((victim,), 0).allowed for _ in range(10))
+    others = 0
+    for n in range(1_000_000):
+        others += limiter.take((hit(key=f"junk-{n}", quota=1, period_ns=3600 * SECOND),), n).allowed
+        if not n % 16:
+            passed += limiter.take((victim,), n).allowed
+    assert passed == 10
+    assert others <= 65_536
+    assert limiter.usage()["l"].keys == 65_536
+
+
+@given(st.lists(st.integers(0, SECOND // 3), min_size=1, max_size=40), st.integers(-86_400, 86_400))
+def test_a_jump_of_the_wall_clock_changes_nothing(gaps, jump):
+    """Only the monotonic clock is read: the same moments give the same answers, whatever the day."""
+    import time
+    from unittest import mock
+
+    one, two, now = ProcessLimiter(10), ProcessLimiter(10), 10**12
+    with mock.patch.object(time, "time", lambda: 1.8e9 + jump):
+        for gap in gaps:
+            now += gap
+            assert one.take((hit(quota=3),), now) == two.take((hit(quota=3),), now)

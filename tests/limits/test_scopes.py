@@ -131,7 +131,7 @@ async def test_reset_forgets_in_all_scopes_and_stands_in_the_log(limiter, tmp_pa
         assert answer == {"reset": {"process": 1, "host": 1, "fleet": 1}}
         (record,) = log.records
         assert (record.kind, record.client, record.limit) == ("event", f"uid:{os.geteuid()}", "shared")
-        assert record.why == "limits_reset : load test"
+        assert record.why == "limits_reset: load test"
         for one in hits:
             assert (await take(limiter, one)).allowed
         (answer,) = (await ask(tmp_path, limit="shared", key="k", why="again")).values()
