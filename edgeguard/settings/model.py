@@ -28,6 +28,7 @@ from edgeguard.settings.values import (
     Count,
     Host,
     Name,
+    Ports,
     Seconds,
     Secret,
     Sha256,
@@ -642,6 +643,25 @@ class Limits(Section):
         return self
 
 
+class Netfilter(Section):
+    """The packet filter beside the proxy: `edgeguard netfilter` makes its rules of this and of the doors. The proxy itself does not read it."""
+
+    shape: Literal["sidecar", "gateway"] = "sidecar"
+    """`sidecar`: the workload shares this network namespace. `gateway`: clients route through this host."""
+    user: Annotated[int, Field(gt=0, lt=OVERFLOW_ID)] = 65_532
+    """User id that edgeguard runs as, and nobody else: its own traffic passes. Never root."""
+    dns: Literal["refused", "resolver"] = "refused"
+    """Whether the workload may ask DNS: not at all, or the servers of `[resolver]`. Questions carry data out; only clients of the door `transparent` need them."""
+    redirect_ports: Ports = ("1-65535",)
+    """TCP ports that are redirected to the door `transparent`, where there is one. Everything else is refused."""
+    local_ports: Ports = ()
+    """Ports of this host, TCP and UDP, that the workload may reach besides the doors and the admin address, like `["8080", "9000-9010"]`."""
+    inbound_ports: Ports = ()
+    """TCP ports of the workload on which others may connect to it: its service, its probes."""
+    log: bool = False
+    """Whether the kernel logs what is refused, ten lines a second at most."""
+
+
 class Bounds(Section):
     """Every limit of the traffic's way."""
 
@@ -730,6 +750,8 @@ class Settings(Section):
     """What a closed node may still reach."""
     limits: Limits = Limits()
     """Where rate limits count."""
+    netfilter: Netfilter = Netfilter()
+    """The packet filter beside the proxy."""
     bounds: Bounds = Bounds()
     """Every limit of the traffic's way."""
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -212,6 +213,25 @@ def host_port(text: str) -> str:
     return text
 
 
+def port_range(text: str) -> str:
+    """`443`, or `8000-8999`. Raises ValueError with what to write."""
+    first, dash, last = text.partition("-")
+    numbers = [first, last] if dash else [first]
+    plain = all(number.isascii() and number.isdigit() and 0 < int(number) <= 65_535 for number in numbers)
+    if not plain or int(numbers[0]) > int(numbers[-1]):
+        raise ValueError(f'{text!r} is no port; write one like "443", or a range like "8000-8999"')
+    return "-".join(str(int(number)) for number in numbers)
+
+
+def port_ranges(ranges: tuple[str, ...]) -> tuple[str, ...]:
+    """Ranges that do not overlap, since a set of the packet filter takes no others. Raises ValueError."""
+    spans = sorted((int(text.partition("-")[0]), int(text.rpartition("-")[2]), text) for text in ranges)
+    for (_, last, one), (first, _, other) in pairwise(spans):
+        if first <= last:
+            raise ValueError(f"{one} and {other} overlap; join them")
+    return ranges
+
+
 def store_url(text: str) -> str:
     """The address of a store of rate limits; empty for none. Raises ValueError with what to write."""
     form = 'write an address like "valkeys://limits.internal:6379/0" or "unix:///run/valkey.sock"'
@@ -239,3 +259,4 @@ type Address = Annotated[str, AfterValidator(_ip)]
 type Host = Annotated[str, AfterValidator(_host)]
 type Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+type Ports = Annotated[tuple[Annotated[str, AfterValidator(port_range)], ...], AfterValidator(port_ranges)]
