@@ -12,7 +12,7 @@ from typing import Final, Self
 from edgeguard.limits.fleet import FleetLimiter
 from edgeguard.limits.host import HostLimiter
 from edgeguard.limits.process import ProcessLimiter
-from edgeguard.limits.taken import Taken, Ticket, Usage
+from edgeguard.limits.taken import Take, Taken, Ticket, Usage
 from edgeguard.policy.decision import LimitHit
 from edgeguard.settings.model import Limits as LimitSettings
 
@@ -22,12 +22,15 @@ _SCOPE: Final = LimitHit._fields.index("scope")
 class ScopedLimiter:
     """The limiter of a node: `taken.Limiter` over the three scopes."""
 
-    __slots__ = ("_fleet", "_host", "_process")
+    __slots__ = ("_fleet", "_host", "_process", "take")
 
     def __init__(self, process: ProcessLimiter, host: HostLimiter, fleet: FleetLimiter) -> None:
         self._process = process
         self._host = host
         self._fleet = fleet
+        process.beyond = self._anywhere
+        self.take: Take = process.take
+        """Begins where most checks end: with a busy key of this process."""
 
     @classmethod
     def from_settings(
@@ -62,15 +65,14 @@ class ScopedLimiter:
             return None
         return self._fleet.reserve(fleet, now_ns)
 
-    def take(
+    def _anywhere(
         self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
     ) -> Taken:
-        """Checks every limit, and charges all of them if no enforced one refuses."""
-        scope = hits[0][_SCOPE] if hits else "process"
+        scope = hits[0][_SCOPE]
         if scope != "fleet" and (len(hits) < 2 or all(hit[_SCOPE] == scope for hit in hits)):
             # The usual case: one scope, and it is here.
             if scope == "process":
-                return self._process.take(hits, now_ns, amount)
+                return self._process.here(hits, now_ns, amount)
             return self._host.take(hits, now_ns, amount)
         local = self._process.prepare(_of(hits, "process"), now_ns, amount)
         far = self._fleet.prepare(_of(hits, "fleet"), now_ns, amount, ticket)

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from edgeguard.limits.gcra import TICK_BITS, Rate, arrive, kept, wait_ns
-from edgeguard.limits.taken import SEAT_RETRY_NS, Taken, Ticket, Usage
+from edgeguard.limits.taken import SEAT_RETRY_NS, Take, Taken, Ticket, Usage
 from edgeguard.policy.decision import LimitHit
 
 _OVERFLOW: Final = b""
@@ -101,12 +101,17 @@ class ProcessLimiter:
     Args:
         max_keys: Bound of every limit's table.
         secret: Key of the hash, at most 64 bytes; random by default.
+
+    Attributes:
+        beyond: Answers what the shortest way cannot; `here` by default. Where limits of other scopes exist, it
+            looks at the scopes first, and a busy key of this process pays nothing for that.
     """
 
-    __slots__ = ("_enforced", "_hot", "_known", "_max_keys", "_seal", "_shadow")
+    __slots__ = ("_enforced", "_hot", "_known", "_max_keys", "_seal", "_shadow", "beyond")
 
     def __init__(self, max_keys: int, *, secret: bytes | None = None) -> None:
         self._max_keys = max_keys
+        self.beyond: Take = self.here
         self._enforced: dict[str, _Table] = {}
         self._shadow: dict[str, _Table] = {}
         self._seal = blake2b(digest_size=16, key=secret if secret is not None else secrets.token_bytes(32))
@@ -150,10 +155,13 @@ class ProcessLimiter:
                     if tat <= now + tolerance:
                         values[slot] = tat
                         return _new(Taken, (True, None, 0, ((hit, tat, now),), ()))
-        return self._take_all(hits, now, amount) if hits else _FREE
+        return self.beyond(hits, now_ns, amount, ticket) if hits else _FREE
 
-    def _take_all(self, hits: Sequence[LimitHit], now: int, amount: int) -> Taken:
-        taken, charges = self._check(hits, now, amount)
+    def here(
+        self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
+    ) -> Taken:
+        """`take` written plainly."""
+        taken, charges = self._check(hits, now_ns << TICK_BITS, amount)
         for table, slot, new in charges:
             table.put(slot, new)
         return taken

@@ -109,16 +109,22 @@ class Ticket:
         """By limit, key, and whether it is enforced."""
 
 
+class Take(Protocol):
+    """Checks every limit, and charges all of them if no enforced one refuses."""
+
+    def __call__(
+        self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
+    ) -> Taken: ...
+
+
 class Limiter(Protocol):
     """What the guard asks about limits. All of it runs on the traffic's loop; nothing but `reserve` waits."""
 
     def reserve(self, hits: Sequence[LimitHit], now_ns: int) -> Awaitable[Ticket] | None:
         """What has to be awaited before `take`, where a limit is counted elsewhere; None: nothing."""
 
-    def take(
-        self, hits: Sequence[LimitHit], now_ns: int, amount: int = 1, ticket: Ticket | None = None
-    ) -> Taken:
-        """Checks every limit, and charges all of them if no enforced one refuses."""
+    @property
+    def take(self) -> Take: ...
 
     def give_back(self, ticket: Ticket) -> None:
         """Undoes what was awaited for a request that does not happen."""
