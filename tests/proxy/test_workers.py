@@ -48,7 +48,8 @@ def test_a_second_supervisor_is_refused(gang):
     assert gang.get("/readyz")[0] == 200
 
 
-def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang):
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGKILL, id="threat-worker")])
+def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang, sent):
     pids = gang.settled()
     counted = gang.metric("edgeguard_decisions_total")
     with gang.holding(24) as held:
