@@ -58,7 +58,7 @@ def test_a_worker_killed_under_load_takes_only_its_own_connections_along(gang, s
         victim = max(before, key=before.get)
         with Load(gang) as load:
             load.more(20)
-            kill(victim)
+            kill(victim, sent)
             load.more(40)
             kept = answering(held)
             seen = [gang.metric("edgeguard_decisions_total") for _ in range(5)]
