@@ -215,13 +215,13 @@ class HostLimiter:
         with _Locked(table, {place.stripe for _, place in found}) as locked:
             for hit, place in found:
                 if hit.unit == "concurrent_tunnels":
-                    row, digest, counts = self._row(hit, place, locked)
+                    row, digest, counts = self._row(hit, place, locked, [c[0] for c in seats])
                     old, shift = sum(counts), 0
                     new, mine = old + 1, counts[table.worker] + 1
                     wait = 0 if new <= hit.quota and row >= 0 and mine <= _MAX_SEATS else SEAT_RETRY_NS
                     charge, charged = (row, digest, place.tag, mine), seats
                 else:
-                    slot, digest, old = self._slot(hit, place, now, locked)
+                    slot, digest, old = self._slot(hit, place, now, locked, [c[0] for c in charges])
                     shift = _COARSER
                     new = arrive(old, now, place.rate, amount if hit.unit == "bytes" else 1)
                     wait = _wait_ns(new, now, place.rate)
@@ -282,14 +282,16 @@ class HostLimiter:
             if own:
                 table.sit(row, place.shared, place.tag, own - 1)
 
-    def _slot(self, hit: LimitHit, place: Place, now: int, locked: "_Locked") -> tuple[int, int, int]:
-        """(slot, its digest, what its arrival time still counts)."""
+    def _slot(
+        self, hit: LimitHit, place: Place, now: int, locked: "_Locked", claimed: Sequence[int] = ()
+    ) -> tuple[int, int, int]:
+        """(slot, its digest, what its arrival time still counts). `claimed`: slots that the same request fills."""
         table, digest = self.table, place.digest
-        slot = table.find(digest, now)
+        slot = table.find(digest, now, claimed)
         if slot < 0:
             locked.last()
             digest = place.shared
-            slot = table.spare(digest)
+            slot = table.spare(digest, claimed)
             self._overflowed[hit.limit] = self._overflowed.get(hit.limit, 0) + 1
         if table.digests[slot] != digest:
             return slot, digest, 0
@@ -300,14 +302,16 @@ class HostLimiter:
             value = table.values[slot] = kept(value, now, place.rate, hit.unit)
         return slot, digest, value
 
-    def _row(self, hit: LimitHit, place: Place, locked: "_Locked") -> tuple[int, int, list[int]]:
+    def _row(
+        self, hit: LimitHit, place: Place, locked: "_Locked", claimed: Sequence[int]
+    ) -> tuple[int, int, list[int]]:
         """(row or -1, its digest, seats taken by each process), the dead removed where it matters."""
         table, digest = self.table, place.digest
-        row = table.row(digest)
+        row = table.row(digest, claimed)
         if row < 0:
             locked.last()
             digest = place.shared
-            row = table.row(digest, shared=True)
+            row = table.row(digest, claimed, shared=True)
             self._overflowed[hit.limit] = self._overflowed.get(hit.limit, 0) + 1
         if row < 0:
             return row, digest, [hit.quota]

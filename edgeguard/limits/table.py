@@ -23,7 +23,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -320,23 +320,24 @@ class Table:
     def stripe(self, digest: int) -> int:
         return digest % self.groups % STRIPES
 
-    def find(self, digest: int, now: int) -> int:
-        """The slot of a digest, or a free one to be filled; -1: all eight are live."""
+    def find(self, digest: int, now: int, claimed: Collection[int] = ()) -> int:
+        """The slot of a digest, or a free one to be filled that nobody has `claimed`; -1: all eight are live."""
         start = SPARE + digest % self.groups * WAYS
         present = self.digests[start : start + WAYS].tolist()
         if digest in present:
             return start + present.index(digest)
         values = self.values[start : start + WAYS].tolist()
         for place, value in enumerate(values):
-            if not present[place] or value <= now:
+            if (not present[place] or value <= now) and start + place not in claimed:
                 return start + place
         return -1
 
-    def spare(self, digest: int) -> int:
+    def spare(self, digest: int, claimed: Collection[int] = ()) -> int:
         """The slot of a shared bucket; the caller holds the last lock. Raises TableBusyError when there are too many of them."""
         for probe in range(32):
             place = (digest + probe) % SPARE
-            if self.digests[place] in {0, digest}:
+            known = self.digests[place]
+            if known == digest or (not known and place not in claimed):
                 return place
         raise TableBusyError(f"{self.path} has no room for further shared buckets")
 
@@ -352,8 +353,8 @@ class Table:
 
     # Seats; the caller holds the lock of the row's stripe, or the last one for a shared row
 
-    def row(self, digest: int, *, shared: bool = False) -> int:
-        """The row of a digest, or a free one to be filled; -1: all eight are taken."""
+    def row(self, digest: int, claimed: Collection[int] = (), *, shared: bool = False) -> int:
+        """The row of a digest, or a free one to be filled that nobody has `claimed`; -1: all eight are taken."""
         groups = SPARE_ROWS // WAYS if shared else (self.rows - SPARE_ROWS) // WAYS
         start = (0 if shared else SPARE_ROWS) + digest % groups * WAYS
         free = -1
@@ -361,7 +362,7 @@ class Table:
             known = self._seats[row * _ROW]
             if known == digest:
                 return row
-            if free < 0 and (not known or not any(self._counted(row))):
+            if free < 0 and row not in claimed and (not known or not any(self._counted(row))):
                 free = row
         return free
 

@@ -44,12 +44,12 @@ class Level(NamedTuple):
         left, more = remaining(value, now, rate), more_in_ns(value, now, rate)
         return LimitState(hit.limit, hit.quota, hit.period_ns, left, more, hit.unit)
 
-    def near(self) -> bool:
-        """Whether four fifths are used. Without a `Rate`: every record asks."""
-        hit, value, now = self
-        if hit.unit == "concurrent_tunnels":
-            return value * 5 >= hit.quota * 4
-        return (value - now) * hit.quota * 5 >= (hit.burst * hit.period_ns << TICK_BITS) * 4
+
+def _near(hit: LimitHit, value: int, now: int) -> bool:
+    """Whether four fifths are used: fields of a `Level`. Without a `Rate`: every record asks."""
+    if hit.unit == "concurrent_tunnels":
+        return value * 5 >= hit.quota * 4
+    return (value - now) * hit.quota * 5 >= (hit.burst * hit.period_ns << TICK_BITS) * 4
 
 
 class Taken(NamedTuple):
@@ -73,9 +73,7 @@ class Taken(NamedTuple):
     @property
     def near(self) -> tuple[str, ...]:
         """Limits that let this pass and are nearly used up."""
-        return (
-            tuple([level[0].limit for level in self.levels if Level(*level).near()]) if self.allowed else ()
-        )
+        return tuple([level[0].limit for level in self.levels if _near(*level)]) if self.allowed else ()
 
 
 class Usage(NamedTuple):

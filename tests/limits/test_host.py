@@ -78,6 +78,25 @@ def test_refused_request_drains_no_sibling_and_report_mode_counts_apart(opened):
     assert limiter.take((wide,), now).states[0].remaining == 97
 
 
+def test_limits_of_one_request_take_different_slots(opened):
+    """In a table of one group everything collides: keys of one request must not share the first free slot."""
+    limiter, now = opened(slots=WAYS), time.monotonic_ns()
+    hits = [hit(f"l{n}", quota=1) for n in range(WAYS)]
+    seats = [hit(f"s{n}", unit="concurrent_tunnels", quota=1) for n in range(WAYS)]
+    assert limiter.take((*hits, *seats), now).allowed
+    assert [limiter.take((one,), now).allowed for one in (*hits, *seats)] == [False] * 2 * WAYS
+
+
+def test_limits_of_one_request_that_overflow_take_different_buckets(opened):
+    limiter, now = opened(slots=WAYS), time.monotonic_ns()
+    for n in range(WAYS):
+        limiter.take((hit("full", str(n)), hit("seats", str(n), unit="concurrent_tunnels")), now)
+    hits = [hit(f"l{n}", quota=1) for n in range(200)]
+    seats = [hit(f"s{n}", unit="concurrent_tunnels", quota=1) for n in range(4)]
+    assert limiter.take((*hits, *seats), now).allowed
+    assert not any(limiter.take((one,), now).allowed for one in (*hits, *seats))
+
+
 def test_changed_terms_keep_the_counter_and_a_slower_leftover_is_forgotten(opened):
     limiter, now = opened(), time.monotonic_ns()
     assert all(limiter.take((hit(quota=10),), now).allowed for _ in range(10))
