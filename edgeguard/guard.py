@@ -16,12 +16,13 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv6Network
 from typing import Final, Literal, NamedTuple, Self
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.lines import Own
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.record import Record, age_band, split_target
 from edgeguard.identity.clients import ClientDirectory, Proof
@@ -182,6 +183,36 @@ class Entry(NamedTuple):
 
     def __call__(self) -> Record:
         return record_of(self)
+
+    def parts(self) -> tuple[Hashable, Own]:
+        """For the log (`evidence/lines.py`): all that `record_of` reads, parted by what comes again."""
+        verdict, sent, received, why, ended = self
+        ident, now, facts, request, decision, snapshot, ladder, _, addresses, resolved, taken, _, _ = verdict
+        connection, client, host, port, protocol, names, method, target, tokens, overrides, _ = facts
+        stale = 0.0
+        bundle: tuple[object, ...] | None = None
+        if snapshot is not None:
+            if now > snapshot.stale_at:
+                stale = now - snapshot.stale_at
+            bundle = (snapshot.bundle_id, snapshot.policy_hash, snapshot.bundle_version)
+        person = None
+        if request is not None:
+            host = request.host
+            if request.user is not None:
+                person = request.user[:_EXPIRES], request.user.invalid
+        counted = None
+        if taken is not None:
+            counted = taken.limit, taken.would, () if why is not None else taken.near
+        path, query_keys = (None, ()) if target is None else split_target(target)
+        key = (
+            *(why, decision, client[:_ADDRESS], host, port, protocol, names, method, overrides, bool(tokens)),
+            *(person, addresses or resolved, bundle, ladder, counted),
+        )
+        own = (
+            *(ident, now if ended is None else ended, connection, path, query_keys),
+            *(stale, sent, received),
+        )
+        return key, _new(Own, own)
 
 
 class _InForce(NamedTuple):
@@ -530,6 +561,10 @@ _ADDRESSES: Final = Verdict._fields.index("addresses")
 """`resolved` follows it."""
 _TAKEN: Final = Verdict._fields.index("taken")
 """`ticket` follows it."""
+_ADDRESS: Final = Client._fields.index("address")
+"""The last field, and the one that is not recorded."""
+_EXPIRES: Final = User._fields.index("expires")
+"""What comes before it is recorded."""
 _ESSENTIAL_SPACE: Final = frozenset({AddressClass.PUBLIC, AddressClass.PRIVATE})
 _canonical = lru_cache(maxsize=8192)(canonical_host)
 _split = lru_cache(maxsize=8192)(split_authority)

@@ -1,17 +1,20 @@
 """The guard joins everything and fails closed: each part is made to misbehave in turn."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.lines import Lines, Written, encode
+from edgeguard.evidence.log import FIRST_PREV
 from edgeguard.guard import Entry, Facts, Guard, record_of
 from edgeguard.limits.process import ProcessLimiter
-from edgeguard.limits.taken import Ticket
+from edgeguard.limits.taken import Taken, Ticket
 from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit
 from edgeguard.policy.reasons import Reason
-from edgeguard.policy.request import Client, Request
+from edgeguard.policy.request import Assurance, Client, Request, User
 
 NOW = 1_000_000.0
 CLIENT = Client("checkout", identified=True)
@@ -315,6 +318,50 @@ def test_the_end_of_a_tunnel_is_recorded_when_it_ends() -> None:
     first, last = (record_of(entry) for entry in bench.log.entries)
     assert (first.id, last.id) == (verdict.id, verdict.id)
     assert (first.time, last.time, last.kind) == (NOW, NOW + 60, "close")
+
+
+def test_entries_of_one_key_make_records_that_differ_in_their_own_fields_alone() -> None:
+    """Whatever is recorded of a verdict is in its key or its own: changing it changes one of them."""
+    bench = Bench()
+    bench.activate()
+    user = User(18, 20, Assurance.VERIFIED, "DE", 5e9, False, "somebody")
+    whole = bench.guard.settle(
+        bench.guard.judge(facts(tokens=("t",), method="GET", target="/a?b=1", overrides=("PUT",)))
+    )
+    request = whole.request._replace(user=user)
+    whole = whole._replace(request=request, addresses=("192.0.2.1",), resolved=("192.0.2.2",))
+    decision, client = whole.decision, whole.facts.client
+    changed = [Entry(whole, *end) for end in ((1, 2, "closed", 3.0), (1, 2, "idle", 3.0))]
+    for field, value in {"reason": Reason.DENIED_BY_RULE, "rule": "r", "near": "n", "allow": False, "limits": (HIT,),
+                         "would": (("would_deny", "r"),), "lane": Lane.INSPECT}.items():  # fmt: skip
+        changed.append(Entry(whole._replace(decision=decision._replace(**{field: value}))))
+    for field, value in {"name": "c", "identified": not client.identified, "groups": frozenset("g"), "claims": frozenset("c")}.items():  # fmt: skip
+        other = whole.facts._replace(client=client._replace(**{field: value}))
+        changed.append(Entry(whole._replace(facts=other)))
+    for field, value in {"connection": "c", "port": 1, "protocol": "tcp", "names": ("n",), "method": None, "target": None,
+                         "tokens": (), "overrides": ()}.items():  # fmt: skip
+        changed.append(Entry(whole._replace(facts=whole.facts._replace(**{field: value}))))
+    for field, value in {"age_at_least": 1, "age_at_most": 99, "assurance": Assurance.ESTIMATED, "region": "FR", "invalid": True}.items():  # fmt: skip
+        changed.append(Entry(whole._replace(request=request._replace(user=user._replace(**{field: value})))))
+    changed.append(Entry(whole._replace(request=request._replace(user=None))))
+    changed.append(Entry(whole._replace(request=request._replace(host="other.example"))))
+    for field, value in {"bundle_id": "b", "policy_hash": "p", "bundle_version": 9, "stale_at": 1}.items():
+        changed.append(Entry(whole._replace(snapshot=dataclasses.replace(whole.snapshot, **{field: value}))))
+    for field, value in {"id": "i", "now": 1.0, "snapshot": None, "ladder": Ladder.STALE, "addresses": (),
+                         "taken": Taken(True, would=("l",))}.items():  # fmt: skip
+        changed.append(Entry(whole._replace(**{field: value})))
+    changed.append(Entry(whole._replace(taken=Taken(False, "l"))))
+    changed.append(Entry(whole._replace(id="n", request=None)))
+    lines, seen = Lines(), set()
+    for entry in (Entry(whole), *changed):
+        record = record_of(entry)
+        seen.add(encode(record, 1, FIRST_PREV))
+        sort, own = lines.sort_of(entry)
+        assert sort.line(own, 1, FIRST_PREV) == encode(record, 1, FIRST_PREV)
+        assert Written(sort.record, own).whole() == record
+    assert len(seen) == len(changed) + 1, "each change shows in the line"
+    alike = whole._replace(facts=whole.facts._replace(client=client._replace(address="192.0.2.9")))
+    assert lines.sort_of(Entry(alike))[0] is lines.sort_of(Entry(whole))[0]
 
 
 def test_a_refused_address_stands_in_the_record() -> None:

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from edgeguard.dev.suggest import suggestion
 from edgeguard.dev.workshop import Published
+from edgeguard.evidence.lines import Written
 from edgeguard.evidence.record import Record
 from edgeguard.policy.source import PolicyErrors
 
@@ -27,10 +28,11 @@ class Printer:
         self._quiet = quiet
         self._suggested: set[str] = set()
 
-    def records(self, records: Sequence[Record]) -> None:
-        for record in records:
-            if record.kind in HIDDEN:
+    def records(self, written: Sequence[Written]) -> None:
+        for one in written:
+            if one.record.kind in HIDDEN:
                 continue
+            record = one.whole()
             if record.verdict == "deny":
                 self._refusal(record)
             elif not self._quiet:

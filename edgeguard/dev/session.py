@@ -14,7 +14,7 @@ import watchfiles
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.dev.workshop import ENVIRONMENT, HEAD_LIFETIME_S, Published, Workshop
-from edgeguard.evidence.record import Record
+from edgeguard.evidence.lines import Written
 from edgeguard.folder import read_modules
 from edgeguard.policy.source import PolicyErrors
 from edgeguard.proxy.node import Address, Node, write_authorities
@@ -53,7 +53,7 @@ class Session:
         address: str,
         client: str,
         base: Settings | None,
-        observe: Callable[[Sequence[Record]], None],
+        observe: Callable[[Sequence[Written]], None],
         published: Callable[[Published], None],
         mistaken: Callable[[PolicyErrors], None],
     ) -> None:

@@ -20,14 +20,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-import msgspec
-
-from edgeguard.evidence.record import SCHEMA, Record, encode
+from edgeguard.evidence.lines import Lines, Own, Shaped, Sort, UnwritableError, Written
+from edgeguard.evidence.record import SCHEMA, Record
 from edgeguard.evidence.turnstile import Turnstile
 
 logger = logging.getLogger(__name__)
+_new = tuple.__new__
 
 FIRST_PREV: Final = "0" * 64
 SLICE: Final = 64
@@ -40,12 +40,6 @@ IDLE_S: Final = 0.25
 RETRY_S: Final = 0.5
 """Pause after a failed write."""
 MAX_LINE_BYTES: Final = 1_048_576
-
-
-class Shaped(Protocol):
-    """Something that makes a record when it is called, in the writer's thread."""
-
-    def __call__(self) -> Record: ...
 
 
 type Entry = Record | Shaped
@@ -76,7 +70,7 @@ class DecisionLog:
         sink: str | Path,
         capacity: int,
         *,
-        observers: Sequence[Callable[[Sequence[Record]], None]] = (),
+        observers: Sequence[Callable[[Sequence[Written]], None]] = (),
         sync_s: float = 1.0,
         paths: bool = True,
         chain: str | None = None,
@@ -85,8 +79,7 @@ class DecisionLog:
         self._queue: deque[Entry] = deque()
         self._capacity = capacity
         self._observers = tuple(observers)
-        self._paths = paths
-        self._chain = chain
+        self._lines = Lines(paths=paths, chain=chain)
         self._sink = _Sink(sink, sync_s, turnstile)
         self._refused = 0
         self._reported = 0
@@ -95,7 +88,7 @@ class DecisionLog:
         self._closing = False
         self._idle = False
         self._wake = threading.Event()
-        self._started = Record(f"log-{os.getpid()}", time.time(), "event", why="started")
+        self._id = f"log-{os.getpid()}"
         self._thread = threading.Thread(target=self._run, name="edgeguard-log", daemon=True)
         self._thread.start()
 
@@ -145,8 +138,8 @@ class DecisionLog:
     def _run(self) -> None:
         try:
             if self._sink.torn:
-                self._write([msgspec.structs.replace(self._started, why="torn")])
-            self._write([self._started])
+                self._write([self._event("torn")])
+            self._write([self._event("started")])
             self._work()
         finally:
             # Without a writer nothing can be kept, whatever ended it.
@@ -176,23 +169,34 @@ class DecisionLog:
             if not self._closing:  # read after the clearing: `close` sets it first
                 self._wake.wait(GATHER_S)
 
-    def _slice(self) -> list[Record]:
-        queue = self._queue
-        records: list[Record] = []
+    def _slice(self) -> list[tuple[Sort, Own]]:
+        queue, sort_of = self._queue, self._lines.sort_of
+        records: list[tuple[Sort, Own]] = []
         for _ in range(min(SLICE, len(queue))):
             entry = queue.popleft()
             try:
-                records.append(entry if isinstance(entry, Record) else entry())
+                records.append(sort_of(entry))
+            except UnwritableError as error:
+                logger.exception("a decision could not be encoded")
+                records.append(self._bare(error.record.id, error.record))
             except Exception:
                 # One record that cannot be shaped must not stop the log; it is counted as lost.
                 logger.exception("a decision could not be recorded")
                 self._refused += 1
         if not self._broken and (lost := self._refused - self._reported):
             self._reported += lost
-            records.append(Record(self._started.id, time.time(), "event", why="resumed", lost=lost))
+            records.append(self._event("resumed", lost))
         return records
 
-    def _write(self, records: Sequence[Record]) -> None:
+    def _event(self, why: str, lost: int | None = None) -> tuple[Sort, Own]:
+        """What the log says of itself."""
+        return self._lines.sort_of(Record(self._id, time.time(), "event", why=why, lost=lost))
+
+    def _bare(self, ident: object, record: Record) -> tuple[Sort, Own]:
+        """What stands for a record with a field of a wrong type. That is our defect; the decision still leaves a line."""
+        return self._lines.sort_of(Record(str(ident), time.time(), record.kind, why="unencodable"))
+
+    def _write(self, records: Sequence[tuple[Sort, Own]]) -> None:
         """Writes a slice; repeats until the disk takes it, or until the log is closed."""
         lines, seq, prev = self._encode(records)
         while True:
@@ -208,9 +212,10 @@ class DecisionLog:
             self._recovered()
         self._sink.seq, self._sink.prev = seq, prev
         self._written += len(records)
+        written = [_new(Written, (sort.record, own)) for sort, own in records]
         for observer in self._observers:
             try:
-                observer(records)
+                observer(written)
             except Exception:
                 # Metrics and consoles are guests here; the log goes on without them.
                 logger.exception("an observer of the decision log failed")
@@ -234,20 +239,21 @@ class DecisionLog:
             logger.warning("the decision log %s is written again", self._sink)
         self._broken = False
 
-    def _encode(self, records: Sequence[Record]) -> tuple[bytes, int, str]:
+    def _encode(self, records: Sequence[tuple[Sort, Own]]) -> tuple[bytes, int, str]:
         seq, prev, lines = self._sink.seq, self._sink.prev, []
-        for record in records:
-            try:
-                line = encode(record, seq + 1, prev, paths=self._paths, chain=self._chain)
-            except Exception:
-                # A field of a wrong type is our defect; the decision still leaves a line.
-                logger.exception("a decision could not be encoded")
-                bare = Record(str(record.id), self._started.time, record.kind, why="unencodable")
-                line = encode(bare, seq + 1, prev, chain=self._chain)
+        for sort, own in records:
             seq += 1
+            try:
+                line = sort.line(own, seq, prev)
+            except Exception:
+                # As above: a field of a wrong type is our defect.
+                logger.exception("a decision could not be encoded")
+                bare, its_own = self._bare(own.id, sort.record)
+                line = bare.line(its_own, seq, prev)
             prev = sha256(line).hexdigest()
-            lines.append(line + b"\n")
-        return b"".join(lines), seq, prev
+            lines.append(line)
+        lines.append(b"")
+        return b"\n".join(lines), seq, prev
 
 
 class _Sink:

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from edgeguard import __version__
 from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.lines import Written
 from edgeguard.evidence.record import Record
 
 MAX_SERIES: Final = 2_000
@@ -138,35 +139,43 @@ class Metrics:
         for collector in self._cheap:
             yield from collector.collect()
 
-    def observe(self, records: Sequence[Record]) -> None:
+    def observe(self, written: Sequence[Written]) -> None:
         """Counts a slice of records. Called from one thread only."""
-        # Neighbours are mostly alike, and a counter takes a lock each time.
-        counts: dict[tuple[str | None, ...], int] = {}
+        # Neighbours are mostly of one sort, and a counter takes a lock each time.
+        records: dict[int, Record] = {}
+        counts: dict[int, int] = {}
         closed = sent = received = 0
-        for r in records:
-            if r.kind == "close":
+        for record, own in written:
+            if record.kind == "close":
                 closed += 1
-                sent += r.sent or 0
-                received += r.received or 0
-            elif r.verdict is not None:
-                key = (r.verdict, r.reason, r.kind, r.lane, r.rule, r.limit, r.token)
+                sent += own.sent or 0
+                received += own.received or 0
+            else:
+                key = id(record)
+                records[key] = record
                 counts[key] = counts.get(key, 0) + 1
-                for would, shadow in r.would:
-                    self._count(self._shadow, 1, shadow, would)
-                for near in r.near_limits:
-                    self._count(self._near, 1, near)
         if closed:
             self._closed.inc(closed)
             self._sent.inc(sent)
             self._received.inc(received)
-        for (verdict, reason, kind, lane, rule, limit, token), number in counts.items():
-            self._count(self._decisions, number, verdict or "", reason or "", kind or "", lane or "")
-            if rule is not None:
-                self._count(self._rules, number, rule, verdict or "")
-            if limit is not None:
-                self._count(self._limited, number, limit)
-            if token is not None:
-                self._count(self._tokens, number, token)
+        for key, number in counts.items():
+            self._decided(records[key], number)
+
+    def _decided(self, r: Record, number: int) -> None:
+        """Counts decisions of one sort."""
+        if r.verdict is None:
+            return
+        self._count(self._decisions, number, r.verdict, r.reason or "", r.kind, r.lane or "")
+        if r.rule is not None:
+            self._count(self._rules, number, r.rule, r.verdict)
+        if r.limit is not None:
+            self._count(self._limited, number, r.limit)
+        if r.token is not None:
+            self._count(self._tokens, number, r.token)
+        for would, shadow in r.would:
+            self._count(self._shadow, number, shadow, would)
+        for near in r.near_limits:
+            self._count(self._near, number, near)
 
     def _count(self, counter: Counter, number: int, *labels: str) -> None:
         """Counts on the pre-bound child, or on the one for `other` when the metric has enough."""

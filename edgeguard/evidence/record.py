@@ -3,13 +3,10 @@
 A record holds the facts that a replay of the decision needs, and nothing about a person: no
 subject, no token, no query values; an age only as a band. Fields that are unknown or empty are left
 out of the line. `docs/decision-log.schema.json` is `json_schema()`; a test keeps them equal.
-
-Nearly every line is what a JSON encoder makes of the record. What it would not write as the schema asks
-(text beyond ASCII, long text, long lists, the name of an assurance) takes the longer way of `_spelled`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -105,84 +102,38 @@ def split_target(target: str | None) -> tuple[str | None, tuple[str, ...]]:
     )
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
     return _quote(value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 1] + "…")
 
 
-def _texts(values: tuple[str, ...]) -> str:
-    return "[" + ",".join([_text(value) for value in values[:MAX_ITEMS]]) + "]"
+def texts(values: tuple[str, ...]) -> str:
+    return "[" + ",".join([text(value) for value in values[:MAX_ITEMS]]) + "]"
 
 
 def _pairs(values: tuple[tuple[str, str], ...]) -> str:
-    return "[" + ",".join([_texts(pair) for pair in values[:MAX_ITEMS]]) + "]"
+    return "[" + ",".join([texts(pair) for pair in values[:MAX_ITEMS]]) + "]"
 
 
 _quote: Final = json.encoder.encode_basestring_ascii
 
 
 @lru_cache(8)
-def _second(whole: int) -> str:
+def second(whole: int) -> str:
     return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def encode(record: Record, seq: int, prev: str, *, paths: bool = True, chain: str | None = None) -> bytes:
-    """The line of a record without its newline: JSON in ASCII, fields in the order of the schema.
+def members(record: Record) -> list[str]:
+    """The members of the JSON object after `connection`, each with a comma before it, without those in `GAPS`.
 
-    Args:
-        record: What to write.
-        seq: Number of the line in its chain, from 1.
-        prev: SHA-256 (hexadecimal) of the previous line's bytes, 64 zeros for the first.
-        paths: False leaves the path and the query's names out.
-        chain: Name of the chain, where a node has several.
+    In pieces: what comes before, between and after them.
     """
-    if not paths and (record.path is not None or record.query_keys):
-        record = msgspec.structs.replace(record, path=None, query_keys=())
-    line = _short(record)
-    if line is None:
-        line = _spelled(record)
-    # Inside a text a quote has a backslash before it, so these are the members themselves.
-    time, kind = line.index(b',"time":'), line.index(b',"kind":"')
-    whole = int(record.time // 1)
-    head = f'{{"schema":"{SCHEMA}","seq":{seq},"prev":"{prev}",'
-    at = f',"time":"{_second(whole)}.{int((record.time - whole) * 1_000_000):06}Z"'
-    if chain is None:
-        return b"".join((head.encode(), line[1:time], at.encode(), line[kind:]))
-    rest = kind + len(',"kind":""') + len(record.kind)
-    return b"".join(
-        (
-            head.encode(),
-            line[1:time],
-            at.encode(),
-            line[kind:rest],
-            f',"chain":{_text(chain)}'.encode(),
-            line[rest:],
-        )
-    )
+    pieces = [""] * PIECES
+    for value, (piece, label, write) in zip(msgspec.structs.astuple(record)[4:], _WRITERS, strict=True):
+        if piece is not None and value is not None and value != ():
+            pieces[piece] += label + write(value)
+    return pieces
 
 
-def _short(record: Record) -> bytes | None:
-    """The record as JSON, the time a number; None if it needs more than an encoder."""
-    if record.assurance is not None:
-        return None
-    try:
-        line = _encoder.encode(record)
-    except UnicodeEncodeError:  # a lone surrogate: only escapes can write it
-        return None
-    # No text in so short a line can be too long, and no list with so few separators.
-    short = len(line) <= MAX_TEXT and line.count(b'","') < MAX_ITEMS and line.isascii()
-    return line if short else None
-
-
-def _spelled(record: Record) -> bytes:
-    """The same of any record, member by member."""
-    text = f'{{"id":{_text(record.id)},"time":0,"kind":"{record.kind}"'
-    for value, (label, write) in zip(msgspec.structs.astuple(record)[3:], _WRITERS, strict=True):
-        if value is not None and value != ():
-            text += label + write(value)
-    return (text + "}").encode("ascii")
-
-
-_encoder: Final = msgspec.json.Encoder()
 _TEXT: Final[dict[str, Any]] = {"type": "string", "maxLength": MAX_TEXT}
 _TEXTS: Final[dict[str, Any]] = {"type": "array", "maxItems": MAX_ITEMS, "items": _TEXT}
 _PAIRS: Final[dict[str, Any]] = {**_TEXTS, "items": {**_TEXTS, "minItems": 2, "maxItems": 2}}
@@ -221,50 +172,65 @@ _CHAIN: Final = (
 """The field `chain`, which is the log's and not the record's."""
 
 _REST: Final[dict[str, tuple[dict[str, Any], str, Callable[[Any], str]]]] = {
-    "connection": (_TEXT, "Id of the client connection.", _text),
-    "verdict": (_one_of("allow", "deny"), "What was decided.", _text),
-    "reason": (_one_of(*Reason), "Why it was refused.", _text),
-    "rule": (_TEXT, "The rule that decided.", _text),
-    "near": (_TEXT, "Near miss of a refusal: the allow that got furthest.", _text),
+    "connection": (_TEXT, "Id of the client connection.", text),
+    "verdict": (_one_of("allow", "deny"), "What was decided.", text),
+    "reason": (_one_of(*Reason), "Why it was refused.", text),
+    "rule": (_TEXT, "The rule that decided.", text),
+    "near": (_TEXT, "Near miss of a refusal: the allow that got furthest.", text),
     "would": (_PAIRS, "What rules in report mode would have done, as pairs of outcome and rule.", _pairs),
-    "lane": (_one_of(*Lane), "How the connection is carried.", _text),
-    "client": (_TEXT, "Name of the client.", _text),
+    "lane": (_one_of(*Lane), "How the connection is carried.", text),
+    "client": (_TEXT, "Name of the client.", text),
     "identified": ({"type": "boolean"}, "Whether the client is identified.", json.dumps),
-    "groups": (_TEXTS, "Groups of the client.", _texts),
-    "claims": (_TEXTS, "Claims of the client.", _texts),
-    "host": (_TEXT, "Canonical host; as it was received if it has no canonical form.", _text),
+    "groups": (_TEXTS, "Groups of the client.", texts),
+    "claims": (_TEXTS, "Claims of the client.", texts),
+    "host": (_TEXT, "Canonical host; as it was received if it has no canonical form.", text),
     "port": ({"type": "integer", "minimum": 0, "maximum": 65535}, "Port of the destination.", str),
-    "protocol": (_TEXT, "tls, http, tcp or websocket.", _text),
-    "names": (_TEXTS, "Every other name that was claimed for the destination: SNI, Host, :authority.", _texts),
-    "method": (_TEXT, "Method, as on the wire.", _text),
-    "overrides": (_TEXTS, "Values of method-override headers.", _texts),
-    "path": (_TEXT, "Path on the wire, without the query. Absent if the configuration omits paths.", _text),
-    "query_keys": (_TEXTS, "Names in the query. Never its values.", _texts),
-    "token": (_one_of("valid", "invalid"), "What became of the user token, if there was one.", _text),
-    "age": (_AGE, "Band of the person's age, with bounds at " + ", ".join(map(str, AGE_STEPS)) + ".", _text),
+    "protocol": (_TEXT, "tls, http, tcp or websocket.", text),
+    "names": (_TEXTS, "Every other name that was claimed for the destination: SNI, Host, :authority.", texts),
+    "method": (_TEXT, "Method, as on the wire.", text),
+    "overrides": (_TEXTS, "Values of method-override headers.", texts),
+    "path": (_TEXT, "Path on the wire, without the query. Absent if the configuration omits paths.", text),
+    "query_keys": (_TEXTS, "Names in the query. Never its values.", texts),
+    "token": (_one_of("valid", "invalid"), "What became of the user token, if there was one.", text),
+    "age": (_AGE, "Band of the person's age, with bounds at " + ", ".join(map(str, AGE_STEPS)) + ".", text),
     "assurance": (
         _one_of(*[a.name.lower() for a in Assurance]),
         "How well the age is known.",
         lambda value: f'"{Assurance(value).name.lower()}"',
     ),
-    "region": (_TEXT, "Region that the gates were judged for.", _text),
-    "addresses": (_TEXTS, "Addresses that might be dialled.", _texts),
-    "bundle": (_DIGEST, "Identity of the bundle in force.", _text),
-    "policy_hash": (_DIGEST, "Hash of its policy, the same in every environment.", _text),
+    "region": (_TEXT, "Region that the gates were judged for.", text),
+    "addresses": (_TEXTS, "Addresses that might be dialled.", texts),
+    "bundle": (_DIGEST, "Identity of the bundle in force.", text),
+    "policy_hash": (_DIGEST, "Hash of its policy, the same in every environment.", text),
     "bundle_version": (_COUNT, "Version of the bundle in force.", str),
-    "ladder": (_one_of(*Ladder), "How far the policy could be proved current.", _text),
+    "ladder": (_one_of(*Ladder), "How far the policy could be proved current.", text),
     "staleness_s": ({"type": "number", "minimum": 0}, "Seconds since the head expired; 0 while it is fresh.", "{:.3f}".format),
-    "limits": (_TEXTS, "Rate limits that matched.", _texts),
-    "limit": (_TEXT, "The rate limit that refused.", _text),
+    "limits": (_TEXTS, "Rate limits that matched.", texts),
+    "limit": (_TEXT, "The rate limit that refused.", text),
     "sent": (_COUNT, "Bytes from the client to the upstream.", str),
     "received": (_COUNT, "Bytes from the upstream to the client.", str),
-    "why": (_TEXT, "What ended it; of an event: started, torn, resumed, limits_reset with its reason.", _text),
+    "why": (_TEXT, "What ended it; of an event: started, torn, resumed, limits_reset with its reason.", text),
     "lost": (_COUNT, "Records that could not be taken since the last line.", str),
-    "near_limits": (_TEXTS, "Rate limits that let this pass and of which four fifths or more are used.", _texts),
+    "near_limits": (_TEXTS, "Rate limits that let this pass and of which four fifths or more are used.", texts),
 }  # fmt: skip
 """The fields that a line has if they are known, in the order of `Record`."""
 
-_WRITERS: Final = tuple((f',"{name}":', write) for name, (_, _, write) in _REST.items())
+GAPS: Final = (("path", "query_keys"), ("staleness_s",), ("sent", "received"))
+"""What records that are alike in all other fields may differ in, beside the first four: neighbours together."""
+PIECES: Final = len(GAPS) + 1
+
+
+def _writers() -> Iterator[tuple[int | None, str, Callable[[Any], str]]]:
+    """For each field after `connection` the piece that it is written to, None for a gap; its label; what writes it."""
+    own = [name for gap in GAPS for name in gap]
+    ends = [gap[-1] for gap in GAPS]
+    piece = 0
+    for name, (_, _, write) in list(_REST.items())[1:]:
+        yield None if name in own else piece, f',"{name}":', write
+        piece += name in ends
+
+
+_WRITERS: Final = tuple(_writers())
 
 
 def json_schema() -> dict[str, object]:

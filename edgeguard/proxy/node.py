@@ -18,9 +18,9 @@ from pathlib import Path
 from edgeguard import __version__
 from edgeguard.bundle.state import TrustState
 from edgeguard.bundle.testkeys import loopback_only
+from edgeguard.evidence.lines import Written
 from edgeguard.evidence.log import DecisionLog
 from edgeguard.evidence.metrics import Metrics
-from edgeguard.evidence.record import Record
 from edgeguard.evidence.turnstile import Turnstile
 from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
@@ -108,7 +108,7 @@ class Node:
         self,
         settings: Settings,
         *,
-        observers: Sequence[Callable[[Sequence[Record]], None]] = (),
+        observers: Sequence[Callable[[Sequence[Written]], None]] = (),
         listeners: Sequence[Listener] | None = None,
         part: Part | None = None,
     ) -> None:

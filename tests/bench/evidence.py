@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from edgeguard.bundle.snapshot import Ladder, Snapshot
+from edgeguard.evidence.lines import Lines, Own, Sort
 from edgeguard.evidence.log import FIRST_PREV, DecisionLog
-from edgeguard.evidence.record import encode
 from edgeguard.guard import Entry, Facts, Verdict
 from edgeguard.policy.request import Client, Request
 from tests.bench.policies import NOW, engine, named
@@ -21,22 +21,29 @@ OFFERS = 4096
 def measure(run: Run) -> dict[str, float]:
     entries = [Entry(verdict) for verdict in _verdicts(OFFERS)]
     figures = _offer(run, entries)
-    records = [entry() for entry in entries]
+    lines = Lines()
+    records = [lines.sort_of(entry) for entry in entries]
 
     def shape(items: Sequence[Entry]) -> None:
         for entry in items:
-            entry()
+            lines.sort_of(entry)
 
-    def write(items: Sequence[object]) -> None:
+    def shape_anew(items: Sequence[Entry]) -> None:
+        for entry in items:
+            Lines().sort_of(entry)
+
+    def write(items: Sequence[tuple[Sort, Own]]) -> None:
         previous = FIRST_PREV
-        for number, record in enumerate(items):
-            previous = sha256(encode(record, number, previous)).hexdigest()
+        for number, (sort, own) in enumerate(items):
+            previous = sha256(sort.line(own, number, previous)).hexdigest()
 
     samples = run.pick(1000, 5000)
     found = time_batches(write, records, batch=8, samples=samples)
     figures["evidence.encode_us"] = percentile(found, 0.5)
     figures["evidence.encode.p99_us"] = percentile(found, 0.99)
     figures["evidence.shape_us"] = percentile(time_batches(shape, entries, batch=8, samples=samples), 0.5)
+    anew = time_batches(shape_anew, entries, batch=8, samples=samples)
+    figures["evidence.shape.new_us"] = percentile(anew, 0.5)
     return figures
 
 
@@ -100,7 +107,7 @@ def _verdicts(count: int) -> list[Verdict]:
                 decision,
                 snapshot,
                 Ladder.FRESH,
-                addresses,
+                addresses=addresses,
             )
         )
     return verdicts

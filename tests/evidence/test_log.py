@@ -12,6 +12,7 @@ from hashlib import sha256
 import pytest
 
 from edgeguard.evidence import log as module
+from edgeguard.evidence.lines import own_of
 from edgeguard.evidence.log import FIRST_PREV, DecisionLog, LogError, verify_chain
 from edgeguard.evidence.record import Record
 
@@ -55,17 +56,30 @@ def test_lines_are_numbered_and_chained(path):
     assert (log.written, log.refused, log.waiting) == (501, 0, 0)
 
 
+class Shape:
+    """An entry that is shaped by `make`."""
+
+    def __init__(self, make):
+        self._make = make
+
+    def __call__(self):
+        return self._make()
+
+    def parts(self):
+        return object(), own_of(self._make())
+
+
 def test_callables_are_shaped_by_the_writer(path):
     log = DecisionLog(path, 10)
-    where = []
+    where = set()
 
     def shape():
-        where.append(threading.current_thread().name)
+        where.add(threading.current_thread().name)
         return record(7)
 
-    assert log.offer(shape)
+    assert log.offer(Shape(shape))
     log.close()
-    assert where == ["edgeguard-log"]
+    assert where == {"edgeguard-log"}
     assert json.loads(lines(path)[-1])["id"] == "id-7"
 
 
@@ -247,8 +261,8 @@ def test_defects_cost_one_record_not_the_log(path, caplog):
         raise RuntimeError("observer")
 
     log = DecisionLog(path, 10, observers=[observer])
-    log.offer(fail)
-    log.offer(record(1, path=object()))
+    log.offer(Shape(fail))
+    log.offer(record(1, rule=object()))
     log.offer(record(2))
     log.close()
     entries = [json.loads(line) for line in lines(path)]

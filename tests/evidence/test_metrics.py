@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.evidence import metrics as module
+from edgeguard.evidence.lines import Written, own_of
 from edgeguard.evidence.metrics import Metrics
 from edgeguard.evidence.record import Record
 from edgeguard.policy.decision import Lane
@@ -33,6 +34,10 @@ def samples(metrics):
     }
 
 
+def written(*records):
+    return [Written(record, own_of(record)) for record in records]
+
+
 def test_records_are_counted():
     metrics = Metrics()
     allow = Record("a", 0.0, "connect", verdict="allow", rule="r", lane=Lane.TUNNEL)
@@ -41,7 +46,7 @@ def test_records_are_counted():
         would=(("would_deny", "shadow"),), token="invalid",
     )  # fmt: skip
     close = Record("a", 0.0, "close", verdict="allow", sent=10, received=20)
-    metrics.observe([allow, allow, deny, close, Record("e", 0.0, "event", why="started")])
+    metrics.observe(written(allow, allow, deny, close, Record("e", 0.0, "event", why="started")))
     found = samples(metrics)
     labels = [("kind", "connect"), ("lane", "tunnel"), ("reason", ""), ("verdict", "allow")]
     assert found["edgeguard_decisions_total", *labels] == 2
@@ -58,7 +63,7 @@ def test_records_are_counted():
 def test_series_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_SERIES", 5)
     metrics = Metrics()
-    metrics.observe([Record("a", 0.0, "connect", verdict="allow", rule=f"r{n}") for n in range(50)])
+    metrics.observe(written(*[Record("a", 0.0, "connect", verdict="allow", rule=f"r{n}") for n in range(50)]))
     found = samples(metrics)
     rules = [key for key in found if key[0] == "edgeguard_rule_decisions_total"]
     assert len(rules) == 6

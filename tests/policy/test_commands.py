@@ -162,7 +162,8 @@ def test_diff_reads_bundles(pair, tmp_path):
 def log(tmp_path):
     from msgspec import structs
 
-    from edgeguard.evidence.record import Record, encode
+    from edgeguard.evidence.lines import encode
+    from edgeguard.evidence.record import Record
     from edgeguard.policy.decision import Lane
 
     common = Record(

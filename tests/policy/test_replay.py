@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from edgeguard.evidence.record import AGE_STEPS, SCHEMA, Record, encode
+from edgeguard.evidence.lines import encode
+from edgeguard.evidence.record import AGE_STEPS, SCHEMA, Record
 from edgeguard.policy import replay as module
 from edgeguard.policy.compile import compile_policy
 from edgeguard.policy.decision import Lane
