@@ -1,10 +1,13 @@
 """What all tests share: programs that only the system has, and a last word about those that are missing."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
 
 import pytest
+
+from tests.network.possible import why_not
 
 PACKAGES = {
     "curl": "curl",
@@ -18,12 +21,20 @@ PACKAGES = {
 }
 """Program to Debian package."""
 
-ROW = re.compile(r"(?:\b|_)(attack|fault)[-_]([A-Z]\d+)(?:\b|_)")
+ROW = re.compile(r"(?:\b|_)(attack|fault|awf)[-_]([A-Z]\d+)(?=\b|_)")
 MISSING = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MISSING] = set()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need network namespaces are left out where there are none, unless EDGEGUARD_TEST_NETWORK=required."""
+    marked = [item for item in items if item.get_closest_marker("network")]
+    if marked and why_not() and os.environ.get("EDGEGUARD_TEST_NETWORK") != "required":
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
 
 
 @pytest.fixture(autouse=True)
@@ -60,5 +71,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"Tests were skipped for want of system packages: {' '.join(missing)}. "
             f"On Debian and Ubuntu: apt-get install {' '.join(missing)}",
+            yellow=True,
+        )
+    reason = why_not()
+    if reason and os.environ.get("EDGEGUARD_TEST_NETWORK") != "required":
+        terminalreporter.write_line(
+            f"The tests of the packet filter (tests/network) need network namespaces and were left out: {reason}.",
             yellow=True,
         )

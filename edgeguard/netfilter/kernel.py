@@ -18,7 +18,7 @@ class NetfilterError(Exception):
 
 def capable(number: int) -> bool:
     """Whether this process holds a capability. Raises OSError without /proc."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False

@@ -6,10 +6,12 @@ pass. Where the proxy's user cannot be taken (no root, or a client behind a gate
 the rules found open takes its place.
 """
 
+import encodings.idna  # noqa: F401 - for TLS, while the files can still be read: another user may not
 import json
 import os
 import socket
 import ssl
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
@@ -167,14 +169,21 @@ def _asked(target: str, door: Place | str, timeout_s: float, *, tls: bool) -> Se
 
 
 def _as(user: int | None, work: Callable[[], dict[str, Seen]]) -> dict[str, Seen]:
-    """Does the work in a child process, as another user if one is named. Raises OSError where that cannot be."""
+    """Does the work in a child process, as another user if one is named.
+
+    Raises:
+        OSError: Only root can take another user's id; or the child ended early.
+    """
+    other = user is not None and user != os.geteuid()
+    if other and os.geteuid() != 0:
+        raise OSError(f"only root can try as user {user}; run this as that user instead")
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
             os.close(reading)
-            if user is not None and user != os.geteuid():
+            if user is not None and other:
                 os.setgroups([])
                 os.setresgid(user, user, user)
                 os.setresuid(user, user, user)
@@ -182,11 +191,13 @@ def _as(user: int | None, work: Callable[[], dict[str, Seen]]) -> dict[str, Seen
                 json.dump(work(), pipe)
             code = 0
         finally:
+            if code:
+                traceback.print_exc()
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
     if status:
-        raise OSError(f"cannot try as user {user}: only root can take another user's id")
+        raise OSError(f"could not try as user {os.geteuid() if user is None else user}")
     return {name: Seen(outcome, detail) for name, (outcome, detail) in json.loads(text).items()}
