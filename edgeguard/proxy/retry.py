@@ -15,7 +15,9 @@ from edgeguard.proxy.clienthello import HelloError, read_hello
 RETRY_RANDOM: Final = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 """What a HelloRetryRequest has in place of a random (RFC 8446, 4.1.3)."""
 HELD_BYTES: Final = 65_536
-"""What a client may send before the server has answered its hello: more than any early data."""
+"""What a client may send before the server has answered its hello: more than any early data. A server's first message fits, too."""
+ANSWER_RECORDS: Final = 64
+"""Records up to the end of what has to be read of a server's first message: an answer is read anew with every segment."""
 _ALERT: Final = 0x15
 _HANDSHAKE: Final = 0x16
 _BETWEEN: Final = frozenset({0x14, 0x17})
@@ -36,7 +38,7 @@ class HelloWatch:
         done: Nothing needs to be watched any more; everything held has been handed out.
     """
 
-    __slots__ = ("_answer", "_asked", "_held", "_limit", "_sni", "done")
+    __slots__ = ("_answer", "_asked", "_at", "_held", "_limit", "_sni", "done")
 
     def __init__(self, sni: str | None, limit: int) -> None:
         self._sni = sni
@@ -44,6 +46,8 @@ class HelloWatch:
         self._held = b""
         self._answer = b""
         self._asked = False
+        self._at = 0
+        """Where the records end that stand before the second hello, as far as they were read."""
         self.done = False
 
     @property
@@ -69,6 +73,8 @@ class HelloWatch:
         self._answer += data
         asked = asks_again(self._answer)
         if asked is None:
+            if len(self._answer) > HELD_BYTES:
+                raise HelloError("the server's first message does not come")
             return b""
         self._answer = b""
         if asked:
@@ -80,12 +86,12 @@ class HelloWatch:
 
     def _second(self) -> bytes:
         """Reads the second hello out of what is held; returns everything once it is known to name the same."""
-        held = self._held
-        at = 0
+        held, at = self._held, self._at
         while at < len(held) and held[at] in _BETWEEN:
             if at + 5 > len(held):
                 return b""
             at += 5 + int.from_bytes(held[at + 3 : at + 5])
+            self._at = at
         if at >= len(held):
             if at > HELD_BYTES:
                 raise HelloError("too much stands before the second ClientHello")
@@ -103,11 +109,11 @@ class HelloWatch:
 def asks_again(answer: bytes) -> bool | None:
     """Whether a server's first bytes are a HelloRetryRequest; None while that cannot be told.
 
-    An answer that is not TLS asks for nothing.
+    An answer that is not TLS asks for nothing. Raises HelloError where the message is cut into too many records.
     """
     at = 0
     message = b""
-    while len(message) < _TOLD_AT:
+    for _ in range(ANSWER_RECORDS):
         if at + 5 > len(answer):
             return None if at == len(answer) or answer[at] in {_ALERT, _HANDSHAKE} else False
         kind, length = answer[at], int.from_bytes(answer[at + 3 : at + 5])
@@ -118,9 +124,11 @@ def asks_again(answer: bytes) -> bool | None:
         elif kind != _ALERT or message:
             return False
         at += 5 + length
-        if at > len(answer) and len(message) < _TOLD_AT:
+        if len(message) >= _TOLD_AT:
+            return message[_RANDOM_AT:_TOLD_AT] == RETRY_RANDOM
+        if at > len(answer):
             return None
-    return message[_RANDOM_AT:_TOLD_AT] == RETRY_RANDOM
+    raise HelloError("the server's first message is cut into too many records")
 
 
 def first_hello(data: bytes) -> int:

@@ -42,13 +42,13 @@ class Reverse(Opening):
 
     def _read_clear(self, data: bytes) -> None:
         """Bytes that are not TLS: a plain request, or nothing that is served here."""
-        http = speaks_http(data)
+        bounds = self._door.bounds
+        http = speaks_http(data, bounds.head_bytes)
         if http is None:
             return
         if not http:
             self._turn_away(Reason.OPAQUE_TUNNEL, "")
             return
-        bounds = self._door.bounds
         try:
             end = head_end(data, self._scanned, bounds.head_bytes)
             if end < 0:

@@ -26,13 +26,13 @@ _REQUEST_LINE: Final = re.compile(rb"[!-~]++ [!-~]++ HTTP/1\.[01]\r\n")
 _PART_OF_A_LINE: Final = re.compile(rb"[A-Za-z][ -~]*+\r?")
 
 
-def speaks_http(data: bytes) -> bool | None:
-    """Whether a client's first bytes are an HTTP/1 request; None while they could become one."""
+def speaks_http(data: bytes, limit: int) -> bool | None:
+    """Whether a client's first bytes are an HTTP/1 request; None while they could become one of at most `limit` bytes."""
     if data.startswith(HTTP2_PREFACE):
         return False
     if b"\n" in data:
         return _REQUEST_LINE.match(data) is not None
-    return None if _PART_OF_A_LINE.fullmatch(data) else False
+    return None if len(data) <= limit and _PART_OF_A_LINE.fullmatch(data) else False
 
 
 def named_hosts(head: Head) -> tuple[str, ...]:
@@ -93,14 +93,14 @@ class Transparent(Opening):
 
     def _read_clear(self, data: bytes) -> None:
         """Bytes that are not TLS: a plain request, or anything else."""
-        http = speaks_http(data)
+        bounds = self._door.bounds
+        http = speaks_http(data, bounds.head_bytes)
         if http is None:
             return
         if not http:
             self._by_address(Reason.OPAQUE_TUNNEL)
             return
         self._http = True
-        bounds = self._door.bounds
         try:
             end = head_end(data, self._scanned, bounds.head_bytes)
             if end < 0:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import time
 
 import pytest
 from OpenSSL import SSL
@@ -181,6 +182,29 @@ def test_what_waits_is_bounded():
     watch.server(RETRY)
     with pytest.raises(HelloError):
         watch.client((b"\x17\x03\x03\x40\x00" + b"x" * 16_384) * 5)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"\x15\x03\x03\x40\x00" + bytes(16_384), b"\x15\x03\x03\x00\x00", b"\x16\x03\x03\x00\x00"],
+    ids=["large", "empty-alerts", "empty-messages"],
+)
+def test_a_server_that_never_says_hello_is_not_listened_to_for_ever(record):
+    watch = HelloWatch("good.test", 16_384)
+    with pytest.raises(HelloError):
+        for _ in range(100):
+            watch.server(record)
+
+
+def test_empty_records_before_a_second_hello_are_read_once():
+    watch = HelloWatch("good.test", 16_384)
+    watch.server(RETRY)
+    record = b"\x17\x03\x03\x00\x00"
+    began = time.process_time()
+    for _ in range(HELD_BYTES // len(record)):
+        watch.client(record)
+    assert time.process_time() - began < 1.0
+    assert watch.client(GOOD).endswith(GOOD)
 
 
 def test_where_a_hello_ends():

@@ -97,6 +97,11 @@ def test_what_is_neither_tls_nor_http(world, data, reason):
     assert record["reason"] == reason
 
 
+def test_a_request_line_without_an_end_is_not_gathered(world):
+    reply, record = denied(world, world.dial("127.0.0.1", world.ports["tls"]), b"A" * 40_000)
+    assert (reply, record["reason"]) == (b"", "opaque_tunnel")
+
+
 def test_silence_and_stalls_end(world):
     began = time.monotonic()
     with world.dial("127.0.0.1", world.ports["tls"]) as silent:
