@@ -16,6 +16,16 @@ RUN ["/opt/edgeguard/bin/pip", "install", "--no-cache-dir", "--no-deps", "--no-i
 RUN ["/opt/edgeguard/bin/python", "-m", "compileall", "-q", "/opt/edgeguard/lib"]
 RUN ["install", "-d", "-m", "0700", "-o", "65532", "-g", "65532", "/opt/state"]
 
+# The packet filter's init container, the only one with a capability: `docker build --target netfilter`.
+FROM python:3.13-slim-bookworm AS netfilter
+RUN ["apt-get", "update"]
+RUN ["apt-get", "install", "--yes", "--no-install-recommends", "nftables"]
+COPY --from=build /opt/edgeguard /opt/edgeguard
+ENV PATH=/opt/edgeguard/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["edgeguard"]
+CMD ["netfilter", "--apply", "--config", "/etc/edgeguard/edgeguard.toml"]
+
 FROM python:3.13-slim-bookworm
 LABEL org.opencontainers.image.title="edgeguard" \
       org.opencontainers.image.licenses="Apache-2.0"
