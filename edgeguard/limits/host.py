@@ -78,6 +78,8 @@ class HostLimiter:
         self._names: dict[int, str] = {}
         self._seen: tuple[int, dict[int, int]] = (0, {})
         self._look_at = 0
+        """Before this moment the table is taken for the one that it was; never while it is left alone."""
+        self._mapping = self._mapped()
         self._busy_until = 0
         self.failures = 0
         """How often the table was not to be had."""
@@ -116,7 +118,7 @@ class HostLimiter:
         for hit in {(hit.limit, hit.key, hit.enforced): hit for hit in hits}.values():
             if self._shares.holds(hit):
                 self._shares.release((hit,))
-            elif hit.unit == "concurrent_tunnels":
+            elif hit.unit == "concurrent_tunnels" and self.table.mapped:
                 try:
                     self._leave(hit)
                 except TableBusyError as error:
@@ -148,13 +150,15 @@ class HostLimiter:
     def _live(self, now_ns: int) -> dict[int, int]:
         """Looking at all slots takes milliseconds, so what was seen counts for a second."""
         seen_at, live = self._seen
-        if seen_at == 0 or now_ns - seen_at > LOOK_NS:
+        if self.table.mapped and (seen_at == 0 or now_ns - seen_at > LOOK_NS):
             live = self.table.live(self._ticks(now_ns))
             self._seen = (now_ns, live)
         return live
 
     def reset(self, limit: str | None = None, key: str | None = None) -> int:
         """Forgets arrival times; seats stay. Returns how many keys. Raises TableBusyError."""
+        if not self.table.mapped:
+            raise TableBusyError(f"{self.table.path} is lost")
         if limit is None:
             return self.table.wipe()
         secret = self.table.secret
@@ -354,16 +358,20 @@ class HostLimiter:
         if now_ns < self._look_at and self.table.current():
             return
         self._look_at = now_ns + LOOK_NS
-        seen = (self.table.inode, self.table.generation)
         self.table.refresh()
-        if seen != (self.table.inode, self.table.generation):
+        if self._mapping != (mapping := self._mapped()):
+            self._mapping = mapping
             self._places.clear()
             self._known.clear()
         self._shares.sharers = max(1, self.table.population)
 
+    def _mapped(self) -> tuple[tuple[int, int], int, bytes]:
+        """Tells one table from another: a new file may have the number of the old one."""
+        return self.table.inode, self.table.generation, self.table.secret
+
     def _rest(self, error: Exception, now_ns: int) -> None:
         self.failures += 1
-        self._busy_until = self._look_at = now_ns + REST_NS
+        self._busy_until, self._look_at = now_ns + REST_NS, 0
         logger.error("limits of scope host fall back to on_store_error: %s", error)
 
 

@@ -258,27 +258,37 @@ class Table:
     @property
     def population(self) -> int:
         """How many processes share the table now."""
-        return sum(self.alive(worker) for worker in range(WORKERS))
+        return sum(self.alive(worker) for worker in range(WORKERS)) if self.mapped else 0
+
+    @property
+    def mapped(self) -> bool:
+        """Whether there is a table: one that was lost, and could not be made anew, is looked for by `refresh`."""
+        return self._map is not None
 
     def current(self) -> bool:
         """Whether nobody made the table anew since it was mapped."""
-        return bool(self.words[GENERATION] == self.generation)
+        return self.mapped and bool(self.words[GENERATION] == self.generation)
 
     def refresh(self) -> None:
-        """Follows a table that was made anew, or a file that was replaced. Raises TableError."""
+        """Follows a table that was made anew, or a file that was replaced. Raises TableError, TableBusyError."""
         try:
             state = self.path.stat()
-            replaced = (state.st_dev, state.st_ino) != self.inode
-        except FileNotFoundError:
+            replaced = not self.mapped or (state.st_dev, state.st_ino) != self.inode
+        except OSError:
             replaced = True
         if replaced:
             logger.warning("%s was replaced: the counters begin anew", self.path)
             self.close()
             self._open()
         elif not self.current():
-            with self._header_locked():
-                self._detach()
-                self._take_over()
+            try:
+                with self._header_locked():
+                    self._detach()
+                    self._take_over()
+            except TableError:
+                raise
+            except OSError as error:
+                raise TableError(f"{self.path}: the table of rate limits cannot be used: {error}") from None
 
     def close(self) -> None:
         """Unmaps the table; the kernel frees the locks, so the seats of this process are forgotten."""

@@ -1,5 +1,6 @@
 """One table for all processes of a host: exact, bounded, and nobody's death or damage opens it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -266,6 +267,44 @@ def test_replaced_file_is_followed(opened, path):
     later = now + 2 * SECOND
     assert two.take((hit("x", quota=1, period_ns=3600 * SECOND),), later).allowed
     assert not one.take((hit("x", quota=1, period_ns=3600 * SECOND),), later).allowed
+
+
+def test_stopped_process_delays_a_busy_key_once(opened, path):
+    limiter = opened(wait_s=0.05)
+    busy = hit("busy", quota=1000)
+    now = time.monotonic_ns()
+    assert all(limiter.take((busy,), now).allowed for _ in range(3))
+    with Peers(HOLDER, [[str(path)]]) as peers:
+        peers.processes[0].send_signal(signal.SIGSTOP)
+        started = time.monotonic_ns()
+        for _ in range(20):
+            assert limiter.take((busy,), time.monotonic_ns()).allowed
+        assert time.monotonic_ns() - started < SECOND // 5
+
+
+def test_lost_table_follows_on_store_error_and_is_found_again(opened, path, monkeypatch):
+    limiter = opened()
+    seat = hit("seats", unit="concurrent_tunnels", quota=2, on_store_error="deny")
+    known = hit("known", quota=2, on_store_error="deny")
+    now = time.monotonic_ns()
+    assert [limiter.take((each,), now).allowed for each in (seat, known, known)] == [True] * 3
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tables.os, "posix_fallocate", full)
+        path.unlink()
+        for step in range(2, 6):
+            for each in (known, known, seat, hit("new", on_store_error="deny")):
+                assert limiter.take((each,), now + step * SECOND).limit == each.limit
+        limiter.release((seat,))
+        assert limiter.status(now + 6 * SECOND)["processes"] == 0
+        assert limiter.usage(now + 9 * SECOND).keys() == {"seats", "known"}
+    later = now + 10 * SECOND
+    assert [limiter.take((known,), later).allowed for _ in range(3)] == [True, True, False]
+    other = opened()
+    assert not other.take((known,), later).allowed, "both count the same key"
 
 
 def test_file_of_others_is_refused_with_the_way_to_mend_it(opened, path):
