@@ -42,6 +42,8 @@ DEADLINE_TICK_S: Final = 1.0
 """The deadline timer runs on a clock that stands still in suspend, so it never sleeps longer than this."""
 
 
+MAX_KNOWN: Final = 4096
+"""Allowed connections that are known again."""
 MAX_REJUDGED: Final = 3
 """How often the policy may change while one request waits for its limits."""
 ESSENTIALS: Final = "essentials"
@@ -222,6 +224,19 @@ class _InForce(NamedTuple):
     engine: Engine | None
     """The snapshot's; with this network's NAT64 prefixes if there are any."""
     tokens: TokenReader | None
+    known: "dict[tuple[object, ...], _Known]"
+    """Connections that were allowed before, by their facts without the connection: pure results, bounded."""
+
+
+class _Known(NamedTuple):
+    """What `judge` would find out again, on [start, end)."""
+
+    start: float
+    end: float
+    request: Request
+    decision: Decision
+    ladder: Ladder
+    engine: Engine
 
 
 class Guard:
@@ -269,7 +284,7 @@ class Guard:
         self._nat64 = (WELL_KNOWN, *nat64) if nat64 else ()
         self._classify = partial(classify, nat64=self._nat64 or (WELL_KNOWN,))
         self._monotonic_ns = monotonic_ns
-        self._in_force = _InForce(None, None, None)
+        self._in_force = _InForce(None, None, None, {})
         self._ids = itertools.count(1)
         self._boot = secrets.token_hex(5)
         self._subscribers: list[Callable[[], None]] = []
@@ -296,12 +311,12 @@ class Guard:
         """Puts a snapshot in force: one reference is swapped. Callable from any thread."""
         before = self._in_force
         if snapshot is None:
-            self._in_force = _InForce(None, None, None)
+            self._in_force = _InForce(None, None, None, {})
         elif before.snapshot is not None and before.snapshot.engine is snapshot.engine:
-            self._in_force = before._replace(snapshot=snapshot)
+            self._in_force = before._replace(snapshot=snapshot, known={})
         else:
             engine = Engine(snapshot.engine.tables, nat64=self._nat64) if self._nat64 else snapshot.engine
-            self._in_force = _InForce(snapshot, engine, self._tokens(snapshot))
+            self._in_force = _InForce(snapshot, engine, self._tokens(snapshot), {})
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed)
 
@@ -360,12 +375,27 @@ class Guard:
         in_force = self._in_force
         now = self._clock()
         ident = f"{self._boot}-{next(self._ids):x}"
-        ladder = Ladder.CLOSED if in_force.snapshot is None else in_force.snapshot.ladder(now)
+        plain = facts[_METHOD:] == NOTHING_INSIDE
+        request: Request | None
+        engine: Engine | None
         try:
+            if plain and (known := in_force.known.get(facts[1:])) is not None:
+                start, end, request, decision, ladder, engine = known
+                if start <= now < end:
+                    fields = (ident, now, facts, request, decision, in_force.snapshot, ladder, engine)
+                    return _new(Verdict, fields + _NOT_YET)
+            ladder = Ladder.CLOSED if in_force.snapshot is None else in_force.snapshot.ladder(now)
             request, decision, engine = self._decide(facts, in_force, ladder, now)
+            if plain and decision.allow and request is not None and engine is not None:
+                _keep(
+                    facts,
+                    in_force,
+                    _Known(now, _end(in_force, decision, now), request, decision, ladder, engine),
+                )
         except Exception:
             # Fail closed: whatever went wrong, nobody is let through.
             logger.exception("deciding failed")
+            ladder = Ladder.CLOSED
             request, decision, engine = None, _refusal(Reason.INTERNAL_ERROR), None
         return Verdict(ident, now, facts, request, decision, in_force.snapshot, ladder, engine)
 
@@ -377,7 +407,7 @@ class Guard:
             claimed = [_split(name, facts.port) for name in facts.names]
         except HostError:
             return None, _refusal(Reason.MALFORMED_REQUEST), None
-        snapshot, engine, tokens = in_force
+        snapshot, engine, tokens, _ = in_force
         user = self._nobody
         if facts.tokens and tokens is not None:
             user = tokens.read(facts.tokens, now)
@@ -428,7 +458,10 @@ class Guard:
                     if denied is not None:
                         kept, reason, rule = (), Reason.DENIED_BY_RULE, denied
             own, port = self._own, request.port
-            kept = tuple([a for a in kept if not own(a, port)])
+            if len(kept) != 1:
+                kept = tuple([a for a in kept if not own(a, port)])
+            elif own(kept[0], port):
+                kept = ()
         except Exception:
             # Fail closed: an address that could not be judged is not dialled.
             logger.exception("judging addresses failed")
@@ -443,7 +476,8 @@ class Guard:
         The awaited verdict takes the place of the argument. If the policy changed while it waited, it is a
         new judgement, so that nothing is charged under another policy than the one that decided.
         """
-        if not verdict.decision.limits or not verdict.decision.allow:
+        limits = verdict.decision.limits
+        if not verdict.decision.allow or not _in_scope(limits, "fleet"):
             return None
         try:
             waiting = self._limiter.reserve(_due(verdict), self._monotonic_ns())
@@ -507,7 +541,7 @@ class Guard:
             elif verdict.ticket is not None:
                 self.forgo(verdict)
                 verdict = verdict._replace(ticket=None)
-            if not self._log.offer(Entry(verdict)) and verdict.allow:
+            if not self._log.offer(_new(Entry, (verdict, *_OPEN))) and verdict.decision.allow:
                 self._release(verdict)
                 verdict = _refused(verdict, Reason.CAPACITY_EXCEEDED, None)
         except Exception:
@@ -543,9 +577,10 @@ class Guard:
             why: What ended it, one word.
             charged: How many of the bytes `spend` was told of already.
         """
-        self._release(verdict)
-        self.spend(verdict, sent + received - charged)
-        if not self._log.offer(Entry(verdict, sent, received, why, self._clock())):
+        if verdict.decision.limits:
+            self._release(verdict)
+            self.spend(verdict, sent + received - charged)
+        if not self._log.offer(_new(Entry, (verdict, sent, received, why, self._clock()))):
             logger.warning("no room to record the end of %s", verdict.id)
 
     def _release(self, verdict: Verdict) -> None:
@@ -561,6 +596,12 @@ _ADDRESSES: Final = Verdict._fields.index("addresses")
 """`resolved` follows it."""
 _TAKEN: Final = Verdict._fields.index("taken")
 """`ticket` follows it."""
+_NOT_YET: Final = tuple(Verdict._field_defaults.values())[1:]
+"""The fields after `engine`, before there is anything in them."""
+_OPEN: Final = tuple(Entry._field_defaults.values())
+_METHOD: Final = Facts._fields.index("method")
+NOTHING_INSIDE: Final = tuple(Facts._field_defaults.values())[-len(Facts._fields) + _METHOD :]
+"""The fields from `method` on, of a connection of which only the destination is known."""
 _ADDRESS: Final = Client._fields.index("address")
 """The last field, and the one that is not recorded."""
 _EXPIRES: Final = User._fields.index("expires")
@@ -594,7 +635,31 @@ def _due(verdict: Verdict) -> tuple[LimitHit, ...]:
 
 
 def _in_unit(limits: tuple[LimitHit, ...], unit: str) -> tuple[LimitHit, ...]:
-    return tuple([hit for hit in limits if hit.unit == unit]) if limits else ()
+    for hit in limits:
+        if hit.unit == unit:
+            return tuple([hit for hit in limits if hit.unit == unit])
+    return ()
+
+
+def _in_scope(limits: tuple[LimitHit, ...], scope: str) -> bool:
+    for hit in limits:  # noqa: SIM110 - a generator costs as much as all the rest
+        if hit.scope == scope:
+            return True
+    return False
+
+
+def _end(in_force: _InForce, decision: Decision, now: float) -> float:
+    """When time alone may change a decision of a policy: by itself, or because the ladder moves."""
+    end = None if in_force.snapshot is None else in_force.snapshot.next_deadline(now)
+    if end is None:
+        return now
+    return end if decision.until is None else min(end, decision.until)
+
+
+def _keep(facts: Facts, in_force: _InForce, known: _Known) -> None:
+    if len(in_force.known) >= MAX_KNOWN:
+        in_force.known.clear()
+    in_force.known[facts[1:]] = known
 
 
 def record_of(entry: Entry) -> Record:

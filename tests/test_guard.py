@@ -383,9 +383,60 @@ def test_rejudging_uses_what_is_in_force_now() -> None:
     verdict = bench.guard.admit(bench.guard.judge(facts()), ["192.0.2.1"])
     assert bench.guard.rejudge(verdict).allow
     bench.engine.decision = Decision(allow=False, reason=Reason.DENIED_BY_RULE)
+    bench.activate()
     assert bench.guard.rejudge(verdict).reason is Reason.DENIED_BY_RULE
     bench.guard.activate(None)
     assert bench.guard.rejudge(verdict).reason is Reason.POLICY_MISSING
+
+
+def test_a_connection_that_is_known_is_asked_again_whenever_the_answer_may_differ() -> None:
+    bench = Bench(FakeEngine(until=NOW + 50))
+    bench.activate()
+
+    def asks(**changes: object) -> bool:
+        before = len(bench.engine.asked)
+        verdict = bench.guard.judge(facts(**changes))
+        assert verdict.now == bench.now
+        assert verdict.ladder is bench.guard.ladder()
+        return len(bench.engine.asked) > before
+
+    assert [asks(), asks(), asks()] == [True, False, False]
+    for different in (
+        {"port": 444}, {"protocol": "tcp"}, {"client": CLIENT._replace(groups=frozenset("g"))},
+        {"client": CLIENT._replace(address="192.0.2.7")}, {"names": ("good.example",)}, {"host": "GOOD.example"},
+    ):  # fmt: skip
+        assert [asks(**different), asks(**different)] == [True, False]
+    for never in ({"method": "GET", "target": "/"}, {"tokens": ("t",)}, {"plain": (("x-age", "1"),)}, {"overrides": ("PUT",)}, {"host": "evil.example"}):  # fmt: skip
+        assert [asks(**never), asks(**never)] == [True, True]
+    assert not asks()
+    bench.activate()
+    assert [asks(), asks()] == [True, False]
+    bench.now = NOW - 1
+    assert asks(), "the clock was set back"
+    bench.now = NOW + 49.9
+    assert not asks()
+    bench.now = NOW + 50
+    assert asks(), "the decision itself says until when it holds"
+    for deadline in (100, 200):
+        bench.engine.decision = bench.engine.decision._replace(until=None)
+        bench.now = NOW + deadline - 0.1
+        asks()
+        assert not asks()
+        bench.now = NOW + deadline
+        assert asks(), "the ladder has moved"
+    bench.now = NOW + 300
+    assert bench.guard.judge(facts()).reason is Reason.POLICY_EXPIRED
+
+
+def test_known_connections_are_bounded_and_each_has_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeguard.guard.MAX_KNOWN", 3)
+    bench = Bench()
+    bench.activate()
+    verdicts = [bench.guard.judge(facts(port=port, connection=f"c{port}")) for port in (*range(10), 9, 9)]
+    assert len(bench.guard._in_force.known) <= 3
+    assert len({verdict.id for verdict in verdicts}) == 12
+    assert [verdict.facts.port for verdict in verdicts] == [*range(10), 9, 9]
+    assert verdicts[-1] == verdicts[-2]._replace(id=verdicts[-1].id)
 
 
 async def test_subscribers_hear_of_changes_and_of_deadlines() -> None:
@@ -465,6 +516,13 @@ async def test_what_is_counted_here_is_not_awaited() -> None:
     bench.activate()
     assert bench.guard.reserve(bench.guard.judge(facts())) is None
     assert bench.guard.reserve(bench.guard.judge(facts("evil.example"))) is None
+    assert bench.guard._limiter.asked == 0
+    bench.engine.decision = bench.engine.decision._replace(limits=(FAR,))
+    bench.activate()
+    waiting = bench.guard.reserve(bench.guard.judge(facts()))
+    assert waiting is not None
+    bench.guard._limiter.go.set()
+    assert (await waiting).ticket is not None
     assert bench.guard._limiter.asked == 1
 
 

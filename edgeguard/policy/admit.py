@@ -41,7 +41,7 @@ class Known(NamedTuple):
 class Addresses:
     """Judges resolved addresses under one set of tables."""
 
-    __slots__ = ("_gates", "_known", "_planner", "_tables")
+    __slots__ = ("_admitted", "_gates", "_known", "_planner", "_tables")
 
     def __init__(self, tables: Tables, planner: Planner, gates: Gates) -> None:
         self._planner, self._gates = planner, gates
@@ -49,12 +49,19 @@ class Addresses:
             table for table in (tables.rules, tables.gates) if table.nets[4] or table.nets[6]
         )
         self._known: dict[tuple[str, int], Known] = {}
+        self._admitted: dict[tuple[tuple[str, ...], str, int, Sequence[str]], Admission] = {}
+        """What depends on nothing but what the allow resolves to, the host, the port and the addresses."""
 
     def admit(
         self, decision: Decision, request: Request, addresses: Sequence[str], now: float, restricted: bool
     ) -> Admission:
         """Which of `addresses` (text) may be dialled for the request that `decision` allows."""
-        _, host, port, *_ = request
+        host, port = request.host, request.port
+        asked = (decision.resolves_to, host, port, addresses)
+        steady = isinstance(addresses, tuple)
+        admission = self._admitted.get(asked) if steady else None
+        if admission is not None:
+            return admission
         local = host[-9:] == "localhost" and (len(host) == 9 or host[-10] == ".")
         kept: list[str] = []
         rule: str | None = None
@@ -69,12 +76,19 @@ class Addresses:
             if kind is not AddressClass.PUBLIC and not _inside(text, decision.resolves_to):
                 continue
             if restrictive:
+                steady = False
                 rule = self._refusal(request, address, restrictive, now, restricted)
             if rule is None and canonical not in kept:
                 kept.append(canonical)
         if kept:
-            return Admission(tuple(kept))
-        return _REFUSED if rule is None else _REFUSED._replace(rule=rule)
+            admission = Admission(tuple(kept))
+        else:
+            admission = _REFUSED if rule is None else _REFUSED._replace(rule=rule)
+        if steady:
+            if len(self._admitted) >= MAX_KNOWN:
+                self._admitted.clear()
+            self._admitted[asked] = admission
+        return admission
 
     def _look(self, text: str, port: int) -> Known | None:
         """What is known of a resolved address on a port, whoever asks; None if it is not one. Kept."""

@@ -104,7 +104,7 @@ class ClientSide(End):
             self._peer = peer[0] if isinstance(peer, tuple) else None
         else:
             self._peer = self._origin.address
-        if door.connections > door.bounds.connections or door.draining:
+        if door.draining or door.connections > door.bounds.connections:
             door.turned_away += 1
             transport.abort()
             return
@@ -136,8 +136,11 @@ class ClientSide(End):
         self._phase = GONE
         self._settled = False
         self._buffer = b""
-        self._door.phases.discard(self)
-        self._let_go()
+        door = self._door
+        door.phases.discard(self)
+        door.open.discard(self)
+        if self._way is not None or self._back is not None or self._key is not None:
+            self._let_go()
 
     def _let_go(self) -> None:
         """Gives back what a tunnel would have needed."""

@@ -7,7 +7,9 @@ outcome is `Hello`, None (more bytes are needed) or `HelloError`, and it does no
 the bytes were cut.
 """
 
-from struct import Struct
+from collections import Counter
+from collections.abc import Callable
+from struct import Struct, calcsize
 from typing import Final, NamedTuple
 
 HANDSHAKE: Final = 0x16
@@ -18,11 +20,16 @@ MAX_RECORDS: Final = 32
 SERVER_NAME: Final = 0
 ENCRYPTED_CLIENT_HELLO: Final = 0xFE0D
 ENCRYPTED_SERVER_NAME: Final = 0xFFCE
+LAYOUTS: Final = 256
+"""Of earlier hellos, kept to know the next one by."""
+RELEARN: Final = 16
+"""Hellos of one size and another layout until theirs is kept instead."""
 
 ACCESS_DENIED: Final = b"\x15\x03\x03\x00\x02\x02\x31"
 """A fatal alert, access_denied (49), as a whole record: what refuses a tunnel that is already open."""
 
 _extension_header: Final = Struct("!HH").unpack_from
+_new = tuple.__new__  # builds a NamedTuple at half the price of its constructor
 
 
 class HelloError(Exception):
@@ -105,45 +112,102 @@ def _check_record_header(header: bytes) -> None:
         raise HelloError("a record has no valid length")
 
 
+class _Layout(NamedTuple):
+    """Where a hello that was read has its lengths and types, and what they were."""
+
+    unpack: Callable[[bytes], tuple[int, ...]]
+    """Takes a message of this size apart: its lengths and types, and nothing else."""
+    values: tuple[int, ...]
+    name: slice
+    """The server name; empty where there is none."""
+    ech: bool
+
+
+_layouts: Final[dict[int, _Layout]] = {}
+"""By the size of the message: clients repeat themselves but for keys, randoms and the letters of the name."""
+_misses: Final[Counter[int]] = Counter()
+
+
 def _parse(message: bytes) -> Hello:
-    """Reads a complete handshake message, its 4-byte header included."""
+    """Reads a complete handshake message, its 4-byte header included.
+
+    Two hellos with the same lengths and types in the same places differ in nothing that `_read` looks at but the
+    letters of the name. So one comparison tells what `_read` would say.
+    """
+    size = len(message)
+    known = _layouts.get(size)
+    if known is not None:
+        unpack, values, name, ech = known
+        if unpack(message) == values:
+            return _new(Hello, (_host_name(message[name]) if name.stop else None, ech))
+    hello, places, name = _read(message)
+    _misses[size] += 1
+    if known is None or _misses[size] >= RELEARN:
+        if len(_layouts) >= LAYOUTS:
+            _layouts.clear()
+            _misses.clear()
+        del _misses[size]
+        unpack = _take_apart(places, size)
+        _layouts[size] = _Layout(unpack, unpack(message), name, hello.ech)
+    return hello
+
+
+def _take_apart(places: list[tuple[int, str]], size: int) -> Callable[[bytes], tuple[int, ...]]:
+    form, at = "!", 0
+    for place, kind in places:
+        form += f"{place - at}x{kind}"
+        at = place + calcsize("!" + kind)
+    return Struct(f"{form}{size - at}x").unpack
+
+
+def _read(message: bytes) -> tuple[Hello, list[tuple[int, str]], slice]:
+    """The hello, the place and kind of all that it was told by but the letters of the name, and their place."""
     size = len(message)
     at = 38  # header 4, legacy_version 2, random 32
     if size < at + 1 or message[4] != 3:
         raise HelloError("not a ClientHello of SSL 3 or TLS")
+    places = [(0, "I"), (4, "B"), (at, "B")]
     if message[at] > 32:
         raise HelloError("the session id is too long")
     at += 1 + message[at]
     if at + 2 > size:
         raise HelloError("the cipher suites do not fit")
+    places.append((at, "H"))
     suites = message[at] << 8 | message[at + 1]
     if suites < 2 or suites % 2:
         raise HelloError("the cipher suites do not fit")
     at += 2 + suites
     if at >= size or message[at] < 1:
         raise HelloError("the compression methods do not fit")
+    places.append((at, "B"))
     at += 1 + message[at]
     if at == size:
-        return Hello(None, ech=False)
+        return Hello(None, ech=False), places, slice(0, 0)
     if at + 2 > size or at + 2 + (message[at] << 8 | message[at + 1]) != size:
         raise HelloError("the extensions do not fit")
+    places.append((at, "H"))
     at += 2
     sni: str | None = None
+    name = slice(0, 0)
     kinds: list[int] = []
     header, last = _extension_header, size - 4
     while at <= last:
         kind, length = header(message, at)
         kinds.append(kind)
+        places.append((at, "I"))
         at += 4 + length
         if kind == SERVER_NAME:
             sni = _server_name(message[at - length : at])
+            places.append((at - length, "HBH"))
+            name = slice(at - length + 5, at)
     if at < size:
         raise HelloError("an extension is cut off")
     if at != size:
         raise HelloError("an extension is longer than the hello")
     if len(set(kinds)) != len(kinds):
         raise HelloError("an extension stands twice")
-    return Hello(sni, ech=ENCRYPTED_CLIENT_HELLO in kinds or ENCRYPTED_SERVER_NAME in kinds)
+    ech = ENCRYPTED_CLIENT_HELLO in kinds or ENCRYPTED_SERVER_NAME in kinds
+    return Hello(sni, ech), places, name
 
 
 def _server_name(body: bytes) -> str:
@@ -151,8 +215,11 @@ def _server_name(body: bytes) -> str:
     size = len(body)
     if size < 6 or body[0] << 8 | body[1] != size - 2 or body[2] or body[3] << 8 | body[4] != size - 5:
         raise HelloError("the server name list is not exactly one host name")
-    name = body[5:]
-    if size > 260 or not name.isascii() or name.endswith(b"."):
-        # RFC 6066, 3: ASCII, without a trailing dot.
+    return _host_name(body[5:])
+
+
+def _host_name(name: bytes) -> str:
+    """RFC 6066, 3: ASCII, without a trailing dot."""
+    if len(name) > 255 or not name.isascii() or name.endswith(b"."):
         raise HelloError("the server name is not a host name")
     return name.decode("ascii")

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from edgeguard.guard import Guard, Verdict
 from edgeguard.identity.clients import CHALLENGE
 from edgeguard.policy.decision import Lane
+from edgeguard.policy.keys import client_key
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.dial import Dialer
@@ -126,7 +127,7 @@ class Door:
         self._swept = self.now
         self._drained_at = 0.0
         self._next_until = float("inf")
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._held_total = 0
         self._names = itertools.count(1)
         self._boot = secrets.token_hex(3)
@@ -146,11 +147,15 @@ class Door:
     # Caps
 
     def take(self, client: Client) -> str | None:
-        """A tunnel's place, or None when the caps leave none. Returns the key that `release` wants back."""
-        key = client.name or client.address or ""
-        if self._held_total >= self.bounds.tunnels or self._held[key] >= self.bounds.tunnels_per_client:
+        """A tunnel's place, or None when the caps leave none. Returns the key that `release` wants back.
+
+        Clients without a name share those of their network (IPv6: a /64).
+        """
+        key = client_key(client)
+        held = self._held.get(key, 0)
+        if self._held_total >= self.bounds.tunnels or held >= self.bounds.tunnels_per_client:
             return None
-        self._held[key] += 1
+        self._held[key] = held + 1
         self._held_total += 1
         return key
 
@@ -181,13 +186,20 @@ class Door:
         for hit in verdict.decision.limits:
             if hit.unit == "bytes":
                 self.metered.add(connection)
+                return
 
     def _charge(self) -> None:
         for connection in tuple(self.metered):
             moved, verdict = connection.moved, connection.verdict
             if moved > connection.charged and verdict is not None:
                 more, connection.charged = moved - connection.charged, moved
-                if not self.guard.spend(verdict, more):
+                try:
+                    good = self.guard.spend(verdict, more)
+                except Exception:
+                    # Fail closed: what cannot be charged does not go on.
+                    logger.exception("charging bytes failed")
+                    good = False
+                if not good:
                     connection.end(Reason.RATE_LIMITED.value)
 
     def tunnel_done(self, tunnel: Tunnel) -> None:
@@ -199,8 +211,8 @@ class Door:
         self.release(tunnel.key)
         self.guard.finish(
             tunnel.verdict,
-            sent=tunnel.sent,
-            received=tunnel.received,
+            sent=tunnel.client.count,
+            received=tunnel.upstream.count,
             why=tunnel.ended_by or "closed",
             charged=tunnel.charged,
         )
@@ -229,7 +241,12 @@ class Door:
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
         for phase in [phase for phase in self.phases if phase.deadline <= now]:
-            phase.expire()
+            try:
+                phase.expire()
+            except Exception:
+                # Fail closed: one connection's trouble keeps no other's deadline from striking.
+                logger.exception("a connection could not be refused in order")
+                phase.abort()
         if now - self._swept >= self._sweep_s:
             self._swept = now
             idle_s, half_closed_s = self.bounds.idle_s, self.bounds.half_closed_s

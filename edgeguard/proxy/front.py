@@ -5,12 +5,14 @@ form goes to the mitmproxy lane, where the addon judges it and every one that fo
 else comes (origin form, HTTP/2 with prior knowledge, TLS, noise) is refused.
 """
 
-from edgeguard.guard import Facts
+from edgeguard.guard import NOTHING_INSIDE, Facts
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT
-from edgeguard.proxy.heads import Claim, Head, HeadError, head_end, is_absolute, parse_head
+from edgeguard.proxy.heads import Claim, Head, HeadError, head_end, is_absolute, known_head, parse_head
 from edgeguard.proxy.opening import Opening
 from edgeguard.proxy.passages import Passage
+
+_new = tuple.__new__  # builds a NamedTuple at half the price of its constructor
 
 
 class Front(Opening):
@@ -19,13 +21,20 @@ class Front(Opening):
     __slots__ = ()
 
     def _read_claim(self, data: bytes) -> None:
+        bounds = self._door.bounds
+        known = known_head(data, bounds.headers) if len(data) <= bounds.head_bytes else None
+        if known is not None and known.claim is not None:
+            self._version = known.version
+            self._buffer = b""
+            self._connect(known, known.claim)
+            return
         try:
-            end = head_end(data, self._scanned, self._door.bounds.head_bytes)
+            end = head_end(data, self._scanned, bounds.head_bytes)
             if end < 0:
                 self._scanned = len(data)
                 return
             head = parse_head(data[:end] if end < len(data) else data)
-            if len(head.fields) > self._door.bounds.headers:
+            if len(head.fields) > bounds.headers:
                 raise HeadError(Reason.REQUEST_TOO_LARGE, f"{len(head.fields)} header fields")
         except HeadError as error:
             self._refuse_unread(error.reason, 431 if error.reason is Reason.REQUEST_TOO_LARGE else None)
@@ -40,8 +49,9 @@ class Front(Opening):
     def _connect(self, head: Head, claim: Claim) -> None:
         door = self._door
         if claim.bare and door.bare:
-            client = self._identify()
-            facts = Facts(self._id, client or UNKNOWN_CLIENT, claim.host, claim.port, "tls", claim.names)
+            client = door.guard.identify(self._peer) if self._origin is None else self._identify()
+            destination = (self._id, client or UNKNOWN_CLIENT, claim.host, claim.port, "tls", claim.names)
+            facts = _new(Facts, destination + NOTHING_INSIDE)
         else:
             client = self._identify(head.values("proxy-authorization"))
             facts = Facts(

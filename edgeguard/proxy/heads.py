@@ -86,6 +86,12 @@ def head_end(data: bytes, scanned: int, limit: int) -> int:
     return -1
 
 
+def known_head(data: bytes, fields: int) -> Head | None:
+    """The head that these bytes are, if they are one CONNECT that names nobody, with at most so many fields, and came before."""
+    head = _seen.get(data)
+    return None if head is None or len(head.fields) > fields else head
+
+
 def parse_head(data: bytes) -> Head:
     """Parses one whole head, its empty line included.
 

@@ -42,7 +42,7 @@ class Opening(ClientSide):
         """TLS is what a tunnel means, unless only another protocol is allowed there."""
         judge = self._door.guard.judge
         verdict = judge(facts)
-        if verdict.decision.reason is Reason.PROTOCOL_NOT_ALLOWED:
+        if not verdict.decision.allow and verdict.decision.reason is Reason.PROTOCOL_NOT_ALLOWED:
             for protocol in BESIDES_TLS:
                 other = judge(facts._replace(protocol=protocol))
                 if other.allow:
@@ -69,7 +69,7 @@ class Opening(ClientSide):
     def _begin(self, verdict: Verdict) -> None:
         door = self._door
         self.verdict = verdict
-        self.until = verdict.until
+        self.until = verdict.decision.until
         self._phase = OPENING
         self._generation = door.generation
         self.deadline = door.now + door.dial_s
@@ -139,11 +139,12 @@ class Opening(ClientSide):
         door = self._door
         guard = door.guard
         addresses: Sequence[str] = ()
+        port = verdict.facts.port
         if verdict.decision.allow:
             if not self._fits(verdict):
                 self._reply(guard.refuse(verdict, Reason.MISDIRECTED_REQUEST))
                 return
-            addresses = door.dialer.permitted(verdict.addresses, verdict.facts.port)
+            addresses = door.dialer.permitted(verdict.addresses, port)
             if not addresses:
                 self._reply(guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED))
                 return
@@ -158,9 +159,9 @@ class Opening(ClientSide):
         door.opened(self)
         dialer = door.dialer.towards(verdict.host)
         if _inspected(verdict):
-            self._way = dialer.prefer(addresses, verdict.facts.port, self._pinned)
+            self._way = dialer.prefer(addresses, port, self._pinned)
         else:
-            self._way = dialer.connect(Upstream, addresses, verdict.facts.port, self._dialled)
+            self._way = dialer.connect(Upstream, addresses, port, self._dialled)
 
     def _pinned(self, address: str | None) -> None:
         """The address for a lane that dials itself is known; None: nobody answers."""
@@ -315,6 +316,7 @@ class Opening(ClientSide):
             self._fail(Reason.UPSTREAM_UNREACHABLE)
         else:
             self._back = back
+            self.here.resume_reading()
             self._relay()
 
     def _switch(self, verdict: Verdict, protocol: Protocol) -> Verdict | None:
@@ -348,11 +350,15 @@ class Opening(ClientSide):
         tunnel = Tunnel(verdict, key, self, back, door.now, door.tunnel_done)
         door.tunnels.add(tunnel)
         door.opened(tunnel)
-        door.meter(tunnel, verdict)
+        if verdict.decision.limits:
+            door.meter(tunnel, verdict)
         if hello is None:
             tunnel.start(data, early, door.bounds.relay_bytes)
             return
         watch = HelloWatch(hello.sni, door.bounds.hello_bytes)
+        if 5 + (data[3] << 8 | data[4]) == len(data):  # one record, and nothing after it
+            tunnel.start(data, early, door.bounds.relay_bytes, watch)
+            return
         end = first_hello(data)
         tunnel.start(data[:end], early, door.bounds.relay_bytes, watch)
         if end < len(data):
@@ -380,4 +386,4 @@ class Opening(ClientSide):
 
 def _inspected(verdict: Verdict) -> bool:
     """Plain HTTP is always inspected: inside it a Host field could name somebody else."""
-    return verdict.lane is Lane.INSPECT or verdict.facts.protocol == "http"
+    return verdict.decision.lane is Lane.INSPECT or verdict.facts.protocol == "http"

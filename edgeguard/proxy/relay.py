@@ -182,7 +182,7 @@ class Tunnel:
     ) -> None:
         self.verdict = verdict
         self.key = key
-        self.until = verdict.until
+        self.until = verdict.decision.until
         self.buffer_bytes = 0
         self.charged = 0
         self.ended_by: str | None = None
@@ -302,14 +302,15 @@ class Tunnel:
 
     def lost(self, end: End, error: Exception | None) -> None:
         """One transport is gone; what it had said is still delivered unless it broke."""
-        if self.ended_by is None:
-            self.ended_by = "client_lost" if end is self.client else "upstream_lost"
-        if error is None:
-            end.there.close()
-        else:
-            end.there.abort()
         self._alive -= 1
-        if not self._alive:
+        if self._alive:
+            if self.ended_by is None:
+                self.ended_by = "client_lost" if end is self.client else "upstream_lost"
+            if error is None:
+                end.there.close()
+            else:
+                end.there.abort()
+        else:
             self._done(self)
             # Nothing calls an end any more; without the circle they are gone at once.
             self.client.tunnel = self.upstream.tunnel = None

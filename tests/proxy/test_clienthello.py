@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeguard.proxy import clienthello as module
 from edgeguard.proxy.clienthello import Hello, HelloError, NotTLSError, read_hello
 from tests.fakes import client_hello
 
@@ -139,3 +140,62 @@ def test_a_hello_that_arrives_byte_by_byte_costs_little():
     started = time.perf_counter()
     assert outcome(data, list(range(len(data)))) == Hello("good.test", False)
     assert time.perf_counter() - started < 5
+
+
+def parsed(data: bytes) -> object:
+    try:
+        return read_hello(data, LIMIT)
+    except HelloError as error:
+        return type(error), str(error)
+
+
+KNOWN = client_hello("good.test")
+
+
+@given(
+    st.sampled_from(
+        [KNOWN, records(message(server_name(b"a.test"), extension(65037, b"x"))), records(message())]
+    ),
+    mutations,
+)
+def test_what_is_read_does_not_depend_on_what_was_read_before(
+    known: bytes, mutation: tuple[int, bytes]
+) -> None:
+    """A known layout changes the time that reading takes, and nothing else."""
+    place, put = mutation
+    changed = known[:place] + put + known[place + len(put) :]
+    module._layouts.clear()
+    alone = parsed(changed)
+    module._layouts.clear()
+    parsed(known)
+    assert len(module._layouts) == 1
+    assert parsed(changed) == alone
+
+
+def test_every_length_and_type_is_looked_at_again() -> None:
+    """Whatever byte makes a difference to the reading makes one to the known layout too."""
+    module._layouts.clear()
+    same = read_hello(KNOWN, LIMIT)
+    for place in range(len(KNOWN)):
+        changed = bytearray(KNOWN)
+        changed[place] ^= 1
+        module._layouts.clear()
+        alone = parsed(bytes(changed))
+        module._layouts.clear()
+        assert read_hello(KNOWN, LIMIT) == same
+        assert parsed(bytes(changed)) == alone
+
+
+def test_layouts_are_bounded_and_follow_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LAYOUTS", 4)
+    module._layouts.clear()
+    for number in range(20):
+        read_hello(records(message(extension(9, bytes(number)))), LIMIT)
+        assert len(module._layouts) <= 4
+    one = records(message(extension(9, b""), extension(10, b"")))
+    two = records(message(extension(10, b""), extension(9, b"")))
+    read_hello(one, LIMIT)
+    (known,) = [module._layouts[size] for size in module._layouts if size == len(one) - 5]
+    for _ in range(module.RELEARN + 1):
+        read_hello(two, LIMIT)
+    assert module._layouts[len(one) - 5] != known
