@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from edgeguard.policy.decision import Lane
+from edgeguard.policy.decision import Lane, LimitHit
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.clienthello import ACCESS_DENIED
@@ -723,3 +723,48 @@ async def test_a_client_that_leaves_while_its_raw_bytes_wait_for_the_upstream(ru
         client.send(b"\x03")
         await asyncio.sleep(0.05)
     await running.idle()
+
+
+async def test_much_that_a_client_says_while_its_raw_bytes_wait_for_the_upstream(running, upstream):
+    running.guard.allow("good.test", upstream.port, "tls", Lane.INSPECT)
+    running.guard.allow("good.test", upstream.port, "tcp")
+    size = 2_000_000
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{upstream.port}") == OK
+        client.send(bytes(size))
+        assert await client.exactly(size) == bytes(size)
+    await running.idle()
+
+
+async def test_trouble_with_one_deadline_keeps_no_other_from_striking(start_door, upstream, monkeypatch):
+    async with start_door(hello_s=0.2) as running:
+        running.guard.allow("good.test", upstream.port)
+
+        def broken(*_, **__):
+            raise RuntimeError("told to raise")
+
+        monkeypatch.setattr(running.guard, "finish", broken)
+        async with running.client() as one, running.client() as two:
+            for client in (one, two):
+                assert await client.connect(f"good.test:{upstream.port}") == OK
+            assert [await client.rest() for client in (one, two)] == [b"", b""]
+
+
+async def test_bytes_that_cannot_be_charged_do_not_go_on(running, upstream):
+    running.guard.allow("good.test", upstream.port)
+    running.guard.limits = (LimitHit("b", "k", "bytes", 10, 10, 10, "process", True),)
+    async with running.client() as client:
+        assert await client.connect(f"good.test:{upstream.port}") == OK
+        client.send(client_hello("good.test"))
+        assert await client.rest() == client_hello("good.test"), "the double has no `spend`, so it raises"
+    await running.idle()
+    assert running.guard.finished[-1][3] == "rate_limited"
+
+
+async def test_unknown_clients_of_one_network_share_their_places(start_door):
+    async with start_door(tunnels_per_client=1) as running:
+        take = running.door.take
+        assert take(Client(address="2001:db8::1")) is not None
+        assert take(Client(address="2001:db8::2")) is None
+        assert take(Client(address="2001:db8:0:1::1")) is not None
+        assert take(Client("2001:db8::2", identified=True)) is not None
