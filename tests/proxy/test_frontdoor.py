@@ -756,7 +756,7 @@ async def test_bytes_that_cannot_be_charged_do_not_go_on(running, upstream):
     async with running.client() as client:
         assert await client.connect(f"good.test:{upstream.port}") == OK
         client.send(client_hello("good.test"))
-        assert await client.rest() == client_hello("good.test"), "the double has no `spend`, so it raises"
+        await client.rest()  # the double has no `spend`, so asking for it raises
     await running.idle()
     assert running.guard.finished[-1][3] == "rate_limited"
 
