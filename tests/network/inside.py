@@ -208,6 +208,12 @@ def scan(address, port):
         return link.recv(10).decode(errors="replace") or "connected"
 
 
+def from_port(address, port, source):
+    """Out from the port on which others may come in."""
+    with socket.create_connection((address, port), TIMEOUT_S, source_address=("", source)) as link:
+        return hello(link, None)
+
+
 KINDS = {name: thing for name, thing in list(globals().items()) if callable(thing) and name.islower()}
 
 

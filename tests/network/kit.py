@@ -151,7 +151,7 @@ class Space:
     def _end(process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -252,8 +252,9 @@ class World:
         os.chown(folder, PROXY, PROXY)
         return file
 
-    def serve(self, file: Path) -> None:
-        """Starts the proxy in the middle, as a user of its own."""
+    def serve(self, file: Path, space: Space, door: tuple[str, int]) -> None:
+        """Starts the proxy in the middle, as a user of its own, and waits until it serves somebody. Takes all rules away."""
+        self.middle.run("nft", "flush", "ruleset")
         with (file.parent / "output.log").open("w") as output:
             process = self.middle.start(
                 *("-m", "edgeguard", "run", "--config", str(file)),
@@ -267,7 +268,8 @@ class World:
         def ready() -> bool:
             said = (file.parent / "output.log").read_text()
             assert process.poll() is None, said
-            return "enforces environment" in said
+            asked = {"": ("connect", *door, "approved.test:443", str(self.authority))}
+            return "enforces environment" in said and space.attempts(asked)[""] == "200 outside"
 
         wait_until(ready, "the proxy to serve", within_s=40)
 

@@ -5,6 +5,7 @@ With the rules, two witnesses must agree: nothing came back inside, and no packe
 """
 
 import json
+import re
 import subprocess
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import pytest
 from edgeguard.netfilter.plan import plan
 from edgeguard.netfilter.ruleset import render
 from edgeguard.settings import load_settings
+from tests.e2e.kit import wait_until
 from tests.network.kit import HERE, NAMES, RESOLVER, WORKLOAD
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.timeout(180)]  # most of it are the fixtures, once
 
 APPROVED, BYPASS, EVIL = (NAMES[f"{name}.test"] for name in ("approved", "bypass", "evil"))
 DNS, V6 = "9.9.9.9", "2606:4700::12"
@@ -113,7 +115,7 @@ def sidecar(world):
     """The configuration of a sidecar that runs."""
     listen = 'address = "127.0.0.1:3128"\ntransparent = "127.0.0.1:3130"'
     file = world.configure("sidecar", listen=listen, identity='static = "agent"', admin="127.0.0.1:9901")
-    world.serve(file)
+    world.serve(file, world.middle, ("127.0.0.1", 3128))
     return file
 
 
@@ -125,7 +127,7 @@ def gateway(world):
     file = world.configure("gateway", listen=listen, identity=identity)
     with file.open("a") as more:
         more.write('[netfilter]\nshape = "gateway"\ndns = "resolver"\n')
-    world.serve(file)
+    world.serve(file, world.client, ("10.9.0.1", 3129))
     return file
 
 
@@ -174,7 +176,11 @@ def redirected(world, sidecar, unruled):
 @pytest.fixture(scope="module")
 def closed(world, sidecar, unruled):
     set_rules(world, variant(sidecar, "closed", 'transparent = "127.0.0.1:3130"\n', ""))
+    explicit = {"explicit": legitimate(world, ("127.0.0.1", 3128))["explicit"]}
+    served = [world.middle.attempts(explicit)["explicit"] for _ in range(3)]
+    refused = world.middle.run("nft", "list", "chain", "inet", "edgeguard", "refused").stdout
     return {
+        "served": (served, re.findall(r"packets (\d+)", refused)),
         "workload": report(world, world.middle, OUT | LOCAL),
         "use": report(world, world.middle, legitimate(world, ("127.0.0.1", 3128))),
     }
@@ -296,6 +302,11 @@ def test_awf_A3_an_approved_host_is_not_reached_beside_the_proxy(request, sideca
     assert allowed
 
 
+def test_no_last_packet_of_the_proxy_is_refused(closed):
+    """The kernel sends it when the socket is closed, and belongs to no user any more."""
+    assert closed["served"] == (["200 outside"] * 3, ["0", "0"])
+
+
 # Nobody relays through a sidecar that others trust
 
 
@@ -374,6 +385,29 @@ def test_a_source_route_through_the_resolver_is_refused(unruled, asking):
     """The destination that counts would stand in an option."""
     assert any(options for _, _, _, options, _ in unruled["raw"].arrived(RESOLVER))
     assert not any(options for _, _, _, options, _ in asking.arrived(RESOLVER))
+
+
+# What is listed
+
+
+def test_a_listed_port_lets_in_and_not_out(world, sidecar, unruled):
+    """The workload's own service and a service beside it; neither is a way out."""
+    for port in (8080, 8082):
+        files = ("-m", "http.server", str(port), "--directory", str(world.folder))
+        world.middle.start(*files, user=WORKLOAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    coming = {str(port): ("http", "10.9.0.1", port) for port in (8080, 8082)}
+    world.middle.run("nft", "flush", "ruleset")
+    wait_until(lambda: set(world.client.attempts(coming).values()) == {"200"}, "both services")
+    going = {"out": ("from_port", "93.184.216.4", 443, 8443)} | LOCAL
+    assert world.middle.attempts(going) == {"out": "tls", "local": "200"}
+    file = sidecar.with_name("listed.toml")
+    listed = '[netfilter]\ninbound_ports = ["8080", "8443"]\nlocal_ports = ["8181"]\n'
+    file.write_text(sidecar.read_text().replace('transparent = "127.0.0.1:3130"\n', "") + listed)
+    set_rules(world, file)
+    assert world.client.attempts(coming, patience_s=1.0) == {"8080": "200", "8082": ""}
+    with world.watched() as packets:
+        assert world.middle.attempts(going) == {"out": "", "local": "200"}
+    assert packets == []
 
 
 # Connections from before

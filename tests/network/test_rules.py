@@ -1,6 +1,7 @@
 """The rules as text: what stands in them, and which configurations make none. Needs no root."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from edgeguard.cli.app import app
 from edgeguard.netfilter.plan import PlanError, plan
 from edgeguard.netfilter.ruleset import render
+from edgeguard.netfilter.ways import become
 from edgeguard.settings import Settings, SettingsError, load_settings
 
 
@@ -143,3 +145,7 @@ def test_verify_says_what_is_no_probe(probe, said):
     )
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.split())
+
+
+def test_verify_knows_a_workload_that_runs_as_the_proxy():
+    assert become(os.geteuid()).outcome == "open"
