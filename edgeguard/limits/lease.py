@@ -235,7 +235,8 @@ class Lease:
             self._before = leased
             self.batches.append([leased, asked_at + held_us * _NS_PER_US])
         if wait_us:
-            pause = wait_us * _NS_PER_US
+            # Never longer than the limit can owe, whatever the store says.
+            pause = min(wait_us * _NS_PER_US, 2 * (self.rate.tolerance >> TICK_BITS) + _NS_PER_US)
             if self._hold_ns and need:
                 # Who is refused comes back for a handful, not for each unit as it appears.
                 handful = (extra * self.rate.interval >> TICK_BITS) // 2

@@ -108,6 +108,23 @@ return redis.call('ZCARD', KEYS[1])
 ALL: Final = (TAKE, RETURN, SEATS, PEERS)
 
 
+def answers_well(script: str, answer: object) -> bool:
+    """Whether an answer is one that the script gives: whatever speaks the protocol may stand there."""
+    if script == RETURN:
+        return isinstance(answer, bytes | str)
+    if script == PEERS:
+        return _counts([answer])
+    if not isinstance(answer, list):
+        return False
+    if script == SEATS:
+        return len(answer) == 2 and _counts(answer)
+    return len(answer) == 6 and isinstance(answer[3], bytes | str) and _counts([*answer[:3], *answer[4:]])
+
+
+def _counts(values: list[object]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
 class Call(NamedTuple):
     """One script on one key."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from hashlib import sha1
 from typing import Any, Final, NamedTuple, Protocol
 
-from edgeguard.limits.scripts import ALL, Call, Reply
+from edgeguard.limits.scripts import ALL, Call, Reply, answers_well
 from edgeguard.limits.taken import LimitsError
 from edgeguard.settings.model import Limits as LimitSettings
 
@@ -158,9 +158,11 @@ class Store:
             await self._load({calls[place].script for place in lost})
             for place, answer in zip(lost, await self._execute([calls[i] for i in lost]), strict=True):
                 answers[place] = answer
-        for answer in answers:
+        for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, Exception):
                 raise answer
+            if not answers_well(call.script, answer):
+                raise ValueError("an answer that none of the scripts gives")
         return answers
 
     async def _load(self, scripts: Iterable[str]) -> None:

@@ -100,10 +100,10 @@ def read_hosts(path: Path) -> dict[str, tuple[str, ...]]:
         logger.warning("%s cannot be read: %s", path, error.strerror)
         return {}
     for line in text.splitlines():
-        address, *names = line.partition("#")[0].split() or [""]
+        written, *names = line.partition("#")[0].split() or [""]
         with suppress(HostError):
-            address = canonical_host(address)
-            if not is_address(address) or "%" in line:
+            address = canonical_host(written)
+            if "%" in written or not is_address(address):
                 continue
             for name in names:
                 found.setdefault(canonical_host(name), {})[address] = None

@@ -148,14 +148,16 @@ class KeyFetcher:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 443
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        verdict = self._guard.judge(Facts("jwks", NODE, host, port, "tls", method="GET", target=target))
+        facts = Facts("jwks", NODE, host, port, "tls", method="GET", target=target)
+        verdict = self._guard.judge(facts)
         if verdict.allow:
             try:
                 addresses = await self._resolver.resolve(verdict.host)
             except OSError:
                 self._guard.refuse(verdict, Reason.UPSTREAM_UNREACHABLE)
                 raise
-            verdict = self._guard.admit(verdict, addresses)
+            # Under what is in force now: the policy may have changed while the name was resolved.
+            verdict = self._guard.admit(self._guard.judge(facts), addresses)
         waiting = self._guard.reserve(verdict)
         verdict = self._guard.settle(verdict if waiting is None else await waiting)
         if not verdict.allow:

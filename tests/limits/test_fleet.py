@@ -412,5 +412,45 @@ async def test_password_that_is_wrong_is_an_outage_with_its_reason(tmp_path):
         server.stop()
 
 
+@pytest.mark.parametrize("answer", ["nothing", [1], [1, 0, 0, "1.0", 0, -1], [True] * 6, None, {}])
+async def test_store_that_answers_something_else_is_an_outage(store, monkeypatch, answer):
+    """Nobody waits for ever, and nothing is granted on its word."""
+    exact, seat = (
+        hit(quota=1, exact=True, on_store_error="deny"),
+        hit("s", unit="concurrent_tunnels", quota=1),
+    )
+    async with node(store, retry_s=60, peers_s=60) as one:
+        ask = one._store._execute
+
+        async def odd(calls):
+            return [
+                answer if call.script in {scripts.TAKE, scripts.SEATS} else (await ask([call]))[0]
+                for call in calls
+            ]
+
+        monkeypatch.setattr(one._store, "_execute", odd)
+        async with asyncio.timeout(5):
+            assert [(await take(one, each)).allowed for each in (exact, seat, seat)] == [False, True, False]
+        assert one.status(time.monotonic_ns())["state"] == "down"
+
+
+async def test_wait_that_no_limit_could_ask_for_locks_nobody_out(store, monkeypatch):
+    shared = hit(quota=100, period_ns=SECOND)
+    async with node(store) as one:
+        ask = one._store._execute
+
+        async def slow(calls):
+            return [
+                [0, 0, 10**15, "1.0", 0, 0] if call.script == scripts.TAKE else (await ask([call]))[0]
+                for call in calls
+            ]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(one._store, "_execute", slow)
+            assert (await take(one, shared)).retry_after_ns < 3 * SECOND
+        await asyncio.sleep(2.1)
+        assert (await take(one, shared)).allowed
+
+
 def test_scripts_are_small():
     assert all(len(text) < 2000 for text in (scripts.TAKE, scripts.SEATS, scripts.PEERS, scripts.RETURN))

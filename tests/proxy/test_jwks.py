@@ -106,6 +106,22 @@ async def issuer(certificates):
         yield found
 
 
+async def test_a_policy_that_changes_while_the_name_is_resolved_counts(guard, issuer, certificates):
+    guard.allow("idp.test", issuer.port, lane=Lane.INSPECT)
+
+    class Changing(RecordingResolver):
+        async def resolve(self, host):
+            guard.allowed.clear()
+            return await super().resolve(host)
+
+    resolver = Changing({"idp.test": ["127.0.0.1"]})
+    async with fetching(guard, [{"jwks_url": issuer.url}], certificates[0], resolver) as (ring, _):
+        await until(lambda: guard.refusals)
+        assert guard.refusals == [Reason.HOST_NOT_ALLOWED]
+        assert issuer.asked == 0
+        assert not ring.until(issuer.url)
+
+
 async def test_keys_are_fetched_where_a_rule_allows_it(guard, issuer, certificates):
     guard.allow("idp.test", issuer.port, lane=Lane.INSPECT)
     async with fetching(guard, [{"jwks_url": issuer.url}], certificates[0]) as (ring, resolver):

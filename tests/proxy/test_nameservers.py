@@ -354,7 +354,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(hostfiles, "CHECK_S", 0.0)
     (tmp_path / "hosts").write_text(
         "127.0.0.1 localhost\n"
-        "192.0.2.7  Db.Internal db  # a comment\n"
+        "192.0.2.7  Db.Internal db  # a comment, 50% of it\n"
         "2001:DB8::7 db.internal\n"
         "fe80::1%eth0 zone.internal\n"
         "nonsense line here\n\n"

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from edgeguard.proxy.workers.control import Channel
 from edgeguard.proxy.workers.locks import WORKERS, Locks
 from edgeguard.proxy.workers.process import State
 from edgeguard.proxy.workers.seats import BACKOFF_MAX_S, CRASH_LOOP, STABLE_S, Seat, Seats, backoff_s
-from edgeguard.proxy.workers.worker import log_of, share
+from edgeguard.proxy.workers.worker import listen, log_of, share
 from edgeguard.settings import Settings
 
 HOLD = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
@@ -147,3 +148,24 @@ def test_what_is_one_workers():
     assert mine.admin.address == ""
     assert mine.bounds.drain_s == settings.bounds.drain_s
     assert [log_of(name, 1) for name in ("-", "d", "a.b/c.log")] == ["-", "d.1", "a.b/c.1.log"]
+
+
+async def test_a_worker_that_cannot_listen_any_more_ends():
+    ours, theirs = socket.socketpair()
+    stopped = []
+
+    def follow(*_):
+        raise RuntimeError("told to raise")
+
+    node = SimpleNamespace(
+        follow=follow,
+        stop=lambda: stopped.append(True),
+        settings=Settings.model_validate({"environment": "dev"}),
+    )
+    one, other = await Channel.over(ours), await Channel.over(theirs)
+    one.send("expect", standing=None, floor=0)
+    async with asyncio.timeout(5):
+        await listen(other, node)
+    assert stopped
+    for end in (one, other):
+        await end.finish()

@@ -80,7 +80,7 @@ async def work(end: socket.socket) -> int:
 
     try:
         node = _node(start, post("followed"), post("event"))
-        told = loop.create_task(_listen(channel, node))
+        told = loop.create_task(listen(channel, node))
         running = loop.create_task(node.run(lambda _: channel.send("serving")))
         loop.add_signal_handler(signal.SIGTERM, _end, node)
         try:
@@ -122,18 +122,22 @@ def _node(start: Message, on_followed: Callable[..., None], on_event: Callable[.
     return Node(share(settings, number), listeners=adopt(settings, start["listeners"]), part=part)
 
 
-async def _listen(channel: Channel, node: Node) -> None:
+async def listen(channel: Channel, node: Node) -> None:
     """Does what the supervisor says, until it is gone."""
-    while (message := await channel.receive()) is not None:
-        match message["kind"]:
-            case "expect":
-                standing = message["standing"]
-                node.follow(Standing(*standing) if standing is not None else None, message["floor"])
-            case "figures":
-                await _figures(channel, node, everything=message["all"])
-            case "drain":
-                _end(node)
-    logger.error("the supervisor is gone; open work may finish, then this worker ends")
+    try:
+        while (message := await channel.receive()) is not None:
+            match message["kind"]:
+                case "expect":
+                    standing = message["standing"]
+                    node.follow(Standing(*standing) if standing is not None else None, message["floor"])
+                case "figures":
+                    await _figures(channel, node, everything=message["all"])
+                case "drain":
+                    _end(node)
+        logger.error("the supervisor is gone; open work may finish, then this worker ends")
+    except Exception:
+        # Fail closed: a worker that is told nothing any more must not go on under an old policy.
+        logger.exception("listening to the supervisor has failed; this worker ends")
     _end(node)
 
 
