@@ -131,6 +131,7 @@ def _show(rows: "Sequence[Row]", *, as_json: bool) -> None:
     if as_json:
         print_json({"gets_out": "ALLOWED" in verdicts, "rows": [row._asdict() for row in rows]})
     else:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, padding=(0, 2), header_style="bold")
@@ -138,7 +139,9 @@ def _show(rows: "Sequence[Row]", *, as_json: bool) -> None:
             table.add_column(title, overflow="fold")
         for row in rows:
             style = STYLES[row.verdict]
-            table.add_row(row.way, row.about, row.target, f"[{style}]{row.verdict}[/]", row.detail)
+            table.add_row(
+                row.way, row.about, escape(row.target), f"[{style}]{row.verdict}[/]", escape(row.detail)
+            )
         out.print(table)
     if "ALLOWED" in verdicts:
         raise typer.Exit(1)

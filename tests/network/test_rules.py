@@ -4,11 +4,14 @@ import json
 import os
 
 import pytest
+from typer import Exit
 from typer.testing import CliRunner
 
 from edgeguard.cli.app import app
+from edgeguard.cli.netfilter import _show
 from edgeguard.netfilter.plan import PlanError, plan
 from edgeguard.netfilter.ruleset import render
+from edgeguard.netfilter.verify import Row
 from edgeguard.netfilter.ways import become
 from edgeguard.settings import Settings, SettingsError, load_settings
 
@@ -149,3 +152,10 @@ def test_verify_says_what_is_no_probe(probe, said):
 
 def test_verify_knows_a_workload_that_runs_as_the_proxy():
     assert become(os.geteuid()).outcome == "open"
+
+
+def test_verify_prints_addresses_in_brackets_whole(capsys):
+    with pytest.raises(Exit) as ended:
+        _show([Row("imds6", "metadata", "[fd00:ec2::254]:80", "UNKNOWN", "no answer")], as_json=False)
+    assert "[fd00:ec2::254]:80" in capsys.readouterr().out
+    assert ended.value.exit_code == 2
