@@ -131,7 +131,7 @@ class Stack:
         if tunnel is None or connection.end(tunnel.id) is None:
             return False
         self._desk.guard.finish(tunnel.verdict, sent=0, received=0, why="protocol_changed")
-        verdict = self._desk.guard.settle(verdict)
+        verdict = self._desk.guard.settle(verdict, before=tunnel.verdict)
         if verdict.allow:
             connection.tunnel = self._desk.begin(connection, tunnel.id, verdict)
         return verdict.allow

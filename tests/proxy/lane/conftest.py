@@ -45,6 +45,7 @@ class ScriptedGuard:
         self.ids = itertools.count(1)
         self.judged: list[Facts] = []
         self.settled: list[Verdict] = []
+        self.replaced: list[Verdict] = []
         self.finished: list[tuple[Verdict, int, int, str]] = []
         self.callbacks: list[Callable[[], None]] = []
         self.bad_address: set[str] = set()
@@ -106,9 +107,11 @@ class ScriptedGuard:
     def forgo(self, verdict: Verdict) -> None:
         """Nothing was awaited."""
 
-    def settle(self, verdict: Verdict) -> Verdict:
+    def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         self._trip("settle")
         self.settled.append(verdict)
+        if before is not None:
+            self.replaced.append(before)
         return verdict
 
     def _refused(self, verdict: Verdict, reason: Reason) -> Verdict:

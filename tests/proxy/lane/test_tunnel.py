@@ -174,6 +174,18 @@ async def test_a_rule_for_tcp_lets_other_protocols_through(lane):
     assert up.received == b"PING\r\n\r\n"
 
 
+async def test_a_tunnel_that_turns_out_to_carry_raw_bytes_is_one_tunnel(lane):
+    await lane.start()
+    up = await lane.upstream()
+    lane.guard.decide = lambda facts: THROUGH if facts.protocol == "tcp" else ALLOW
+    reader, writer = await lane.connect()
+    writer.write(f"CONNECT a.test:{up.port} HTTP/1.1\r\nHost: a.test:{up.port}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"PING\r\n\r\n")
+    assert await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+    assert [verdict.facts.protocol for verdict in lane.guard.replaced] == ["tls"]
+
+
 async def test_plain_http_in_a_tunnel_is_judged_as_that(lane, respond):
     await lane.start()
     up = await lane.upstream()
