@@ -35,10 +35,12 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY) ## A real proxy enforces a signed policy on real traffic, in under a minute
 	@$(BIN)/edgeguard demo
 
-test: $(READY) ## The test suite (under five minutes)
+test: $(READY) ## The test suite, and the system packages that it drives
+	@tests/install-packages
 	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile
 
 test-long: $(READY) ## The long runs as well
+	@tests/install-packages chromium
 	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY) ## Style, types, import contracts

@@ -17,6 +17,7 @@ PACKAGES = {
     "node": "nodejs",
     "nginx": "nginx-light",
     "openssl": "openssl",
+    "redis-server": "redis-server",
     "squid": "squid",
 }
 """Program to Debian package."""

@@ -14,6 +14,8 @@ from edgeguard.settings import Limits
 from tests.limits.kit import SECOND, Peers, StoreServer, come, node, take
 from tests.limits.kit import hit as any_hit
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 HOUR = 3600 * SECOND
 
 
@@ -22,7 +24,7 @@ def hit(*args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, redis):
     server = StoreServer(tmp_path_factory.mktemp("store"))
     yield server
     server.stop()

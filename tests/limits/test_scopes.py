@@ -20,7 +20,7 @@ HOUR = 3600 * SECOND
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, redis):
     server = StoreServer(tmp_path_factory.mktemp("store"))
     yield server
     server.stop()
