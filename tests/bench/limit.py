@@ -26,7 +26,7 @@ type Hits = tuple[LimitHit]
 
 
 def measure(run: Run) -> dict[str, float]:
-    figures = _process(run) | _host(run) | _library(run)
+    figures = process(run) | _host(run) | _library(run)
     if shutil.which("redis-server") is None:
         run.absent(
             ("limit.fleet.roundtrips_per_check", "limit.fleet.overshoot", "limit.fleet_us"),
@@ -39,7 +39,8 @@ def measure(run: Run) -> dict[str, float]:
     return figures
 
 
-def _process(run: Run) -> dict[str, float]:
+def process(run: Run) -> dict[str, float]:
+    """The scope that most limits have."""
     with tempfile.TemporaryDirectory() as folder:
         whole = ScopedLimiter.from_settings(
             Limits(host_table=Path(folder) / "limits.table"), "bench", 65_536, b"", time.monotonic_ns

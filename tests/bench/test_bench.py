@@ -67,7 +67,7 @@ def test_the_report_is_one_flat_object(tmp_path):
 
 
 def test_a_subject_measures():
-    figures = limit.measure(Run(quick=True))
+    figures = limit.process(Run(quick=True))
     assert figures["limit.process_us"] > 0
 
 
