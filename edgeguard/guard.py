@@ -517,9 +517,15 @@ class Guard:
         )
 
     def forgo(self, verdict: Verdict) -> None:
-        """Gives back what was awaited for a verdict that is never settled: the client has left."""
+        """The end of a verdict that is never settled, since the client has left: what was awaited is given back.
+
+        Nothing is charged. It is recorded all the same: the name may have been resolved by then.
+        """
         if verdict.ticket is not None:
             self._limiter.give_back(verdict.ticket)
+        entry = Entry(verdict, 0, 0, "client_lost", self._clock()) if verdict.allow else Entry(verdict)
+        if not self._log.offer(entry):
+            logger.warning("no room to record the end of %s", verdict.id)
 
     def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         """Checks and charges the limits and writes the record: the final word on an allow. Never raises.
@@ -539,7 +545,7 @@ class Guard:
                     if not taken.allowed:
                         verdict = _refused(verdict, Reason.RATE_LIMITED, taken.limit)
             elif verdict.ticket is not None:
-                self.forgo(verdict)
+                self._limiter.give_back(verdict.ticket)
                 verdict = verdict._replace(ticket=None)
             if not self._log.offer(_new(Entry, (verdict, *_OPEN))) and verdict.decision.allow:
                 self._release(verdict)

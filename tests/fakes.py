@@ -40,6 +40,7 @@ class FakeGuard:
         self.credentials: dict[str, Client] = {}
         self.judged: list[Facts] = []
         self.settled: list[Verdict] = []
+        self.forgone: list[Verdict] = []
         self.finished: list[tuple[Verdict, int, int, str]] = []
         self.open = 0
         self.raise_in: set[str] = set()
@@ -111,7 +112,7 @@ class FakeGuard:
         return self.far(verdict) if self.far is not None and verdict.allow else None
 
     def forgo(self, verdict: Verdict) -> None:
-        """Nothing was awaited."""
+        self.forgone.append(verdict)
 
     def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         self._trip("settle")

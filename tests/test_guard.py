@@ -582,6 +582,8 @@ async def test_whoever_left_and_what_is_refused_meanwhile_is_given_back() -> Non
     verdict = await bench.guard.reserve(bench.guard.judge(facts()))
     assert bench.guard.refuse(verdict, Reason.ADDRESS_NOT_ALLOWED).ticket is None
     assert len(limiter.back) == 2
+    gone, refused = bench.log.entries
+    assert (gone.verdict.allow, gone.why, refused.verdict.allow) == (True, "client_lost", False)
 
 
 async def test_limiter_that_cannot_be_asked_is_settled_and_fails_closed() -> None:

@@ -136,6 +136,7 @@ class EdgeguardAddon:
             return
         verdict = await self._desk.resolve(verdict)
         if self._desk.left(flow.client_conn, connection):
+            self._desk.guard.forgo(verdict)
             return
         settled = await self._desk.settle(flow.client_conn, connection, verdict)
         if settled is None:
@@ -235,6 +236,7 @@ class EdgeguardAddon:
             else:
                 verdict = await self._desk.resolve(verdict, passage.original, site)
                 if self._desk.left(flow.client_conn, connection):
+                    self._desk.guard.forgo(verdict)
                     return
             settled = await self._desk.settle(flow.client_conn, connection, verdict)
             if settled is None:

@@ -125,11 +125,13 @@ class ClientSide(End):
             self.here.pause_reading()
 
     def lost(self, exc: Exception | None) -> None:
-        settled = self._settled
+        settled, opening, verdict = self._settled, self._phase == OPENING, self.verdict
         self._leave()
         self._door.connections -= 1
-        if settled and self.verdict is not None:
-            self._door.guard.finish(self.verdict, sent=0, received=0, why="client_lost")
+        if settled and verdict is not None:
+            self._door.guard.finish(verdict, sent=0, received=0, why="client_lost")
+        elif opening and verdict is not None:
+            self._door.guard.forgo(verdict)
 
     def _leave(self) -> None:
         """Gives back everything that this connection holds."""

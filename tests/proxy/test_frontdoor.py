@@ -472,6 +472,7 @@ async def test_a_client_that_leaves_while_the_way_is_opened(start_door, upstream
             await asyncio.sleep(0.05)
         await running.idle()
         assert upstream.connections == 0
+        assert [verdict.host for verdict in running.guard.forgone] == ["good.test"], "it is on record"
 
 
 async def test_an_idle_tunnel_is_closed_and_a_busy_one_is_not(start_door, upstream):

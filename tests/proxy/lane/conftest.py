@@ -46,6 +46,7 @@ class ScriptedGuard:
         self.judged: list[Facts] = []
         self.settled: list[Verdict] = []
         self.replaced: list[Verdict] = []
+        self.forgone: list[Verdict] = []
         self.finished: list[tuple[Verdict, int, int, str]] = []
         self.callbacks: list[Callable[[], None]] = []
         self.bad_address: set[str] = set()
@@ -105,7 +106,7 @@ class ScriptedGuard:
         """Nothing has to be awaited."""
 
     def forgo(self, verdict: Verdict) -> None:
-        """Nothing was awaited."""
+        self.forgone.append(verdict)
 
     def settle(self, verdict: Verdict, *, before: Verdict | None = None) -> Verdict:
         self._trip("settle")

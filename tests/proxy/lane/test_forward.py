@@ -441,4 +441,5 @@ async def test_a_client_that_leaves_while_its_name_is_resolved(lane, first):
     await asyncio.sleep(0.1)
     allowed = [verdict for verdict in lane.guard.settled if verdict.allow]
     assert len(allowed) == len(lane.guard.finished)
+    assert len(lane.guard.forgone) == 1, "it is on record"
     assert len(lane.passages) == 0
