@@ -161,8 +161,8 @@ class Transparent(Opening):
                 refused = self._enter(verdict, self._owner)
                 if refused is not None:
                     self._reply(refused)
-        elif self._buffer and not self._http:
-            self._by_address(Reason.MALFORMED_REQUEST)
+        elif not self._http:
+            self._by_address(Reason.MALFORMED_REQUEST if self._buffer else Reason.OPAQUE_TUNNEL)
         else:
             super().expire()
 

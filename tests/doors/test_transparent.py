@@ -102,14 +102,16 @@ def test_a_request_line_without_an_end_is_not_gathered(world):
     assert (reply, record["reason"]) == (b"", "opaque_tunnel")
 
 
-def test_silence_and_stalls_end(world):
+@pytest.mark.parametrize(
+    ("said", "reply", "reason"),
+    [(b"", b"", "opaque_tunnel"), (client_hello("tunnel.test")[:100], ALERT, "malformed_request")],
+    ids=["silence", "stall"],
+)
+def test_silence_and_stalls_end_on_record(world, said, reply, reason):
     began = time.monotonic()
-    with world.dial("127.0.0.1", world.ports["tls"]) as silent:
-        with world.dial("127.0.0.1", world.ports["tls"]) as stalled:
-            stalled.sendall(client_hello("tunnel.test")[:100])
-            assert rest(stalled) == ALERT
-        assert rest(silent) == b""
+    last, record = denied(world, world.dial("127.0.0.1", world.ports["tls"]), said)
     assert time.monotonic() - began < 3
+    assert (last, record["reason"], record["host"]) == (reply, reason, "127.0.0.1")
 
 
 def test_a_hello_in_two_pieces_wherever_it_is_cut(world):
