@@ -319,6 +319,8 @@ class Guard:
             self._in_force = _InForce(snapshot, engine, self._tokens(snapshot), {})
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed)
+        if before.engine is not None and before.engine is not self._in_force.engine:
+            before.engine.forget()
 
     def start(self) -> None:
         """Begins to watch deadlines on the running loop, which is the traffic's."""

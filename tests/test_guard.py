@@ -29,6 +29,7 @@ class FakeEngine:
         self.decision = Decision(allow=True, rule="good", lane=Lane.TUNNEL)._replace(**decision)
         self.asked: list[tuple[Request, float, bool]] = []
         self.raises: Exception | None = None
+        self.forgotten = 0
 
     def decide(self, request: Request, now: float, *, restricted: bool = False) -> Decision:
         self.asked.append((request, now, restricted))
@@ -37,6 +38,9 @@ class FakeEngine:
         if request.host != "good.example":
             return Decision(allow=False, reason=Reason.HOST_NOT_ALLOWED)
         return self.decision
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def admit(
         self,
@@ -426,6 +430,19 @@ def test_a_connection_that_is_known_is_asked_again_whenever_the_answer_may_diffe
         assert asks(), "the ladder has moved"
     bench.now = NOW + 300
     assert bench.guard.judge(facts()).reason is Reason.POLICY_EXPIRED
+
+
+def test_an_engine_forgets_when_another_is_in_force() -> None:
+    bench = Bench()
+    bench.activate()
+    first, bench.engine = bench.engine, FakeEngine()
+    assert first.forgotten == 0
+    bench.activate()
+    assert (first.forgotten, bench.engine.forgotten) == (1, 0)
+    bench.activate(head_version=9)
+    assert bench.engine.forgotten == 0, "a new head is no new engine"
+    bench.guard.activate(None)
+    assert bench.engine.forgotten == 1
 
 
 def test_known_connections_are_bounded_and_each_has_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,21 @@ class Engine:
 
         return trace(self, request, now, restricted=restricted)
 
+    def forget(self) -> None:
+        """Lets go of every memo, one by one: of an engine that is no longer in force, and from any thread.
+
+        Plans and what is inside them know each other, so that only a garbage collection would free them, all at once.
+        """
+        self._recent.clear()
+        for memo in (self._memo, self._old, self._lone, self._lone_old):
+            while memo:
+                try:
+                    _, known = memo.popitem()
+                except KeyError:  # somebody who still asks has begun anew
+                    break
+                plan = known if isinstance(known, Plan) else known[3]
+                plan.inside.clear()
+
     # finding or building the plan
 
     def _plan(self, key: _Key, now: float) -> Plan:

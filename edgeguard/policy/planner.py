@@ -64,7 +64,7 @@ class Planner:
 
     def entries(
         self, table: StatementTable, host: str, literal: Address | None
-    ) -> Iterator[tuple[list[int], bool]]:
+    ) -> Iterator[tuple[tuple[int, ...], bool]]:
         """Entries of the index that meet the host; the flag is set where only restrictive statements count."""
         if literal is None:
             found = table.exact.get(host)
@@ -82,7 +82,7 @@ class Planner:
     @staticmethod
     def networks(
         table: StatementTable, address: Address, only_restrictive: bool
-    ) -> Iterator[tuple[list[int], bool]]:
+    ) -> Iterator[tuple[tuple[int, ...], bool]]:
         number = int(address)
         for bits, networks in table.nets[address.version]:
             found = networks.get(number >> bits)
@@ -293,7 +293,7 @@ def _early(plan: Plan, client: Client) -> Refused | None:
     return None
 
 
-def suffixes(table: StatementTable, host: str) -> Iterator[tuple[list[int], bool]]:
+def suffixes(table: StatementTable, host: str) -> Iterator[tuple[tuple[int, ...], bool]]:
     """Probes `*.` suffixes from the shortest to the longest, only as deep as the deepest rule."""
     below = table.below
     place = len(host)

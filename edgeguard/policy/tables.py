@@ -51,17 +51,20 @@ class StatementTable:
         kinds: frozenset[int],
         regions: Mapping[str, tuple[str, ...]],
     ) -> None:
-        self._pools, self._rows = Pools(name, section), list_of(name, section, "rows")
-        self._made: list[Statement | None] = [None] * len(self._rows)
+        # Tuples of plain values: the garbage collector sees them once and never again.
+        self._pools = Pools(name, section)
+        rows = list_of(name, section, "rows")
+        self._made: list[Statement | None] = [None] * len(rows)
         self._regions = regions
         self.lifts: dict[str, tuple[Lift, ...]] = {}
-        _check_rows(name, self._rows, self._pools, kinds)
-        self.exact: dict[str, list[int]] = _index(name, section, "exact", len(self._rows))
-        self.below: dict[str, list[int]] = _index(name, section, "below", len(self._rows))
+        _check_rows(name, rows, self._pools, kinds)
+        self._rows = list(map(tuple, rows))
+        self.exact = _index(name, section, "exact", len(self._rows))
+        self.below = _index(name, section, "below", len(self._rows))
         everywhere = list_of(name, section, "everywhere")
         if not all(type(i) is int and 0 <= i < len(self._rows) for i in everywhere):
             raise TablesError(f"{name}.everywhere: not a list of statements")
-        self.everywhere: list[int] = [n for i in everywhere for n in (i, 1, 65535)]
+        self.everywhere = tuple([n for i in everywhere for n in (i, 1, 65535)])
         depth = section.get("depth")
         if type(depth) is not int or not 0 <= depth <= MAX_LABELS:
             raise TablesError(f"{name}.depth: out of range")
@@ -181,7 +184,7 @@ def _check_rows(name: str, rows: list[Any], pools: Pools, kinds: frozenset[int])
             raise TablesError(f"{name}.rows: statement {id_!r} is malformed")
 
 
-def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict[str, list[int]]:
+def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict[str, tuple[int, ...]]:
     index = map_of(name, section, field)
     for host, entries in index.items():
         if type(entries) is list and len(entries) == ENTRY:  # nearly all; told apart for speed only
@@ -201,15 +204,15 @@ def _index(name: str, section: Mapping[str, Any], field: str, rows: int) -> dict
         ):
             continue
         raise TablesError(f"{name}.{field}: entry {host!r} is malformed or out of range")
-    return index
+    return dict(zip(index, map(tuple, index.values()), strict=True))
 
 
-type Networks = dict[int, list[tuple[int, dict[int, list[int]]]]]
+type Networks = dict[int, list[tuple[int, dict[int, tuple[int, ...]]]]]
 """By IP version: (host bits, network number to entries), longest prefix first."""
 
 
-def _networks(name: str, nets: dict[str, list[int]]) -> Networks:
-    found: dict[int, dict[int, dict[int, list[int]]]] = {4: {}, 6: {}}
+def _networks(name: str, nets: dict[str, tuple[int, ...]]) -> Networks:
+    found: dict[int, dict[int, dict[int, tuple[int, ...]]]] = {4: {}, 6: {}}
     for text, entries in nets.items():
         try:
             network = ip_network(text)

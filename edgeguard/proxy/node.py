@@ -52,6 +52,7 @@ from edgeguard.sync.agent import SyncAgent
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.follow import AHEAD_S, Followed, Follower
+from edgeguard.sync.gentle import set_aside
 from edgeguard.sync.report import SyncEvent
 from edgeguard.sync.standing import Standing
 
@@ -259,6 +260,7 @@ class Node:
                     servers,
                 )
                 self._servers = servers
+                set_aside()
                 try:
                     await serve(self._master, ready=_first(ready, listeners))
                     await _drained(servers, settings.bounds.drain_s)

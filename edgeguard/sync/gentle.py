@@ -1,15 +1,16 @@
-"""Large work beside traffic: no full garbage collection, and the interpreter given up often.
+"""Large work beside traffic: the garbage collected in small pieces, and the interpreter given up often.
 
-Decoding a policy makes hundreds of thousands of objects that live as long as the policy. Collecting them again
-and again costs hundreds of milliseconds in which no thread runs; they are no garbage, so they are set aside
-(`gc.freeze`) when they are all there. Freezing takes everything, garbage in cycles included, which nobody would
-free again: connections of the engine are such cycles. So what is garbage goes first, which is cheap because
-what is set aside is not looked at; and what was alive then, and has died since, goes in a thorough collection now and then.
+Decoding a policy makes tens of thousands of objects. A full collection in the middle of it would look at everything
+that the process has, for a tenth of a second in which no thread runs. So only young objects are collected
+meanwhile, a few thousand at a time; what a policy keeps is mostly tuples of plain values, which the collector
+lets go when it has seen them once (`policy/tables.py`).
+
+What a process has loaded when it begins to serve lives as long as it does, and is set aside then, so that no later
+collection looks at it. Only then: what is set aside is never found to be garbage, and connections are in the end.
 CPython's switch interval is how long a thread may keep the interpreter from others that want it.
 """
 
 import gc
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,25 +18,24 @@ from typing import Final
 
 SWITCH_S: Final = 0.0005
 """Of the work; the default is ten times as long."""
-THOROUGH_EVERY: Final = 8
-"""Times after which what was set aside is looked through as well, for as long as a full collection takes."""
-_times = itertools.count(1)
+NEVER: Final = 1_000_000
+"""Collections of the young after which older objects are looked at."""
+
+
+def set_aside() -> None:
+    """Spares later collections what is there now. Once, before there is traffic: takes a tenth of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager
 def gently() -> Iterator[None]:
     """For the time of a `with` block. Not reentrant, and for one thread at a time."""
-    collecting, interval = gc.isenabled(), sys.getswitchinterval()
-    thorough = next(_times) % THOROUGH_EVERY == 0
-    if thorough:
-        gc.unfreeze()
-    gc.collect()
-    gc.disable()
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(thresholds[0], NEVER, thresholds[2])
     sys.setswitchinterval(SWITCH_S)
     try:
         yield
     finally:
         sys.setswitchinterval(interval)
-        gc.freeze()
-        if collecting:
-            gc.enable()
+        gc.set_threshold(*thresholds)

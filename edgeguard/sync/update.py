@@ -535,7 +535,8 @@ class Updater:
         if self._loading:
             return
         try:
-            self._on_snapshot(current)
+            with gently():  # the old policy is let go
+                self._on_snapshot(current)
         except Exception:
             # Whoever enforces could not take it, and still has the old one, whose deadlines go on.
             logger.exception("a new policy could not be put in force")

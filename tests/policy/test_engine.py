@@ -1,5 +1,7 @@
 """The settled questions, one by one, and the rows of the attack list that the engine answers."""
 
+import gc
+
 import pytest
 
 from edgeguard.policy.compile import compile_policy
@@ -609,3 +611,32 @@ def test_what_is_only_reported_refuses_no_target(target):
     assert ask(rules(base, report), method="GET", target=target).allow
     assert ask(rules(base, report), method="GET", target="/x/%2e").would == (("would_deny", "d"),)
     assert ask(rules(base, enforced), method="GET", target=target).reason is Reason.MALFORMED_REQUEST
+
+
+def test_an_engine_that_forgets_decides_the_same_and_leaves_no_garbage():
+    e = rules(
+        "id: one, effect: allow, to: [a.example]",
+        "id: two, effect: allow, to: ['*.b.example'], paths: ['/open/**']",
+        "id: no, effect: deny, to: [x.b.example], paths: ['/open/secret']",
+    )
+    asked = [
+        {"host": host, "method": method, "target": target}
+        for host in ("a.example", "x.b.example", "c.example")
+        for method, target in ((None, None), ("GET", "/open/x"), ("GET", "/open/secret"))
+    ]
+    before = [ask(e, **one) for one in asked]
+    assert len({decision.allow for decision in before}) == 2
+    e.forget()
+    assert [ask(e, **one) for one in asked] == before
+    e.forget()
+    gc.collect()
+    gc.disable()
+    try:
+        del e
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert gc.garbage == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -115,7 +115,7 @@ class Side:
         """Where each statement of the index leads, by id: for telling which statements differ as data."""
         found: dict[str, set[tuple[str, int, int]]] = {}
         for table in self.parts:
-            indexes: list[tuple[str, list[int]]] = [*table.exact.items()]
+            indexes: list[tuple[str, tuple[int, ...]]] = [*table.exact.items()]
             indexes += [(f"*.{host}", entries) for host, entries in table.below.items()]
             indexes += [(str(network), entries) for network, entries in _networks(table)]
             for host, entries in indexes:
@@ -180,7 +180,7 @@ def condition(cond: Condition) -> object:
     return cond.protocols, cond.methods, cond.templates, cond.query
 
 
-def _networks(table: StatementTable) -> Iterator[tuple[Network, list[int]]]:
+def _networks(table: StatementTable) -> Iterator[tuple[Network, tuple[int, ...]]]:
     """The networks of the index, with their entries."""
     for version, by_bits in table.nets.items():
         for bits, numbers in by_bits:
