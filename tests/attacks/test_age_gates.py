@@ -525,7 +525,7 @@ def test_nothing_personal_is_written_anywhere(world):
         assert way.get(f"/restricted/mark?{TOKEN}={adult}", (TOKEN, adult)).status == 200
         refused(way, way.get("/restricted/mark", (TOKEN, young)), YOUNG)
     wait(lambda: all(_marked(world, node) for node in ("edge", "addon")))
-    texts = {name: world.admin(name) for name in ("/metrics", "/status", "/ready")}
+    texts = {name: world.admin(name) for name in ("/metrics", "/status", "/readyz")}
     for node in ("edge", "addon"):
         texts[f"{node} decisions"] = (world.folder / node / "decisions.jsonl").read_text()
         texts[f"{node} output"] = world.output(node)
