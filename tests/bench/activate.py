@@ -19,7 +19,7 @@ from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.settings.model import Identity
-from edgeguard.sync.gentle import gently
+from edgeguard.sync.gentle import gently, set_aside
 from tests.bench.policies import section
 from tests.bench.run import Run
 from tests.bench.world import ENVIRONMENT, signed
@@ -31,6 +31,8 @@ def measure(run: Run) -> dict[str, float]:
     figures: dict[str, float] = {}
     for size in run.pick((1000,), (1000, 10_000, 100_000)):
         took, stalls = [], []
+        section(size)
+        set_aside()  # as a node does before it serves
         for _ in range(run.pick(2, 2 if size > 10_000 else 5)):
             one, stall = uvloop.run(_once(size))
             took.append(one)
