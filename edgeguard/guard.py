@@ -456,7 +456,8 @@ class Guard:
                 if type(addresses) is Resolved:
                     verdict = verdict._replace(aliases=addresses.aliases)
                 if verdict.aliases:
-                    denied = engine.denied(request, verdict.aliases, verdict.now)
+                    closed = verdict.decision.lane is Lane.TUNNEL
+                    denied = engine.denied(request, verdict.aliases, verdict.now, closed=closed)
                     if denied is not None:
                         kept, reason, rule = (), Reason.DENIED_BY_RULE, denied
             own, port = self._own, request.port

@@ -17,9 +17,9 @@ from edgeguard.policy.decision import Admission, Decision
 from edgeguard.policy.gates import Gates
 from edgeguard.policy.inside import Inside, Recent
 from edgeguard.policy.kinds import Kind
+from edgeguard.policy.matching import asked_of
 from edgeguard.policy.plan import Plan
 from edgeguard.policy.planner import Planner, suffixes
-from edgeguard.policy.reasons import Reason
 from edgeguard.policy.refusal import Refused
 from edgeguard.policy.request import Client, Request
 from edgeguard.policy.tables import ENTRY, Tables
@@ -121,12 +121,27 @@ class Engine:
             return Admission((), decision.reason, decision.rule)
         return self._addresses.admit(decision, request, addresses, now, restricted)
 
-    def denied(self, request: Request, names: Sequence[str], now: float) -> str | None:
-        """The deny that holds for one of other `names` of the request's host; None: there is none."""
+    def denied(
+        self, request: Request, names: Sequence[str], now: float, *, closed: bool = False
+    ) -> str | None:
+        """The deny that holds for one of other `names` of a request's host that is allowed; None: there is none.
+
+        Whoever asks: an allow may be for clients that nobody knows. Of a connection only what holds for everything
+        on it counts; with `closed` nobody looks into it later, so whatever could be meant does.
+        """
+        protocol, port = request.protocol, request.port
+        asked = None if request.method is None or request.target is None else asked_of(request)
         for name in names:
-            decision = self.decide(request._replace(host=name), now)
-            if decision.reason is Reason.DENIED_BY_RULE:
-                return decision.rule
+            plan = self.plan(request._replace(host=name), now)
+            for deny in plan.denies:
+                cond, lifts = deny.cond, plan.lifts.get(deny.id, ())
+                if asked is not None:
+                    met = cond.touches(protocol, port) and asked.hits(cond.hits, lifts)
+                else:
+                    met = cond.certain(protocol, port) and not lifts
+                    met = met or (closed and cond.may_touch(protocol, port))
+                if met:
+                    return deny.id
         return None
 
     def explain(self, request: Request, now: float, *, restricted: bool = False) -> "Trace":

@@ -149,6 +149,7 @@ class EdgeguardAddon:
             self._desk.reply(flow, verdict, scan)
             return
         passage.client, passage.host, passage.port = client, verdict.host, verdict.port
+        passage.aliases = verdict.aliases
         self._desk.pin(flow, verdict)
         flow.server_conn.sni = verdict.host
 
@@ -232,6 +233,7 @@ class EdgeguardAddon:
             reverse = site is not None or isinstance(flow.client_conn.proxy_mode, mode_specs.ReverseMode)
             pinned = passage.host is not None and not shape.forward and not reverse
             if pinned:
+                verdict = verdict._replace(aliases=passage.aliases)
                 verdict = self._desk.guard.admit(verdict, (request.data.host,))
             else:
                 verdict = await self._desk.resolve(verdict, passage.original, site)

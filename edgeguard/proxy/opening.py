@@ -370,7 +370,12 @@ class Opening(ClientSide):
         assert address is not None  # noqa: S101 - for the type checker
         facts = verdict.facts
         passage = Passage(
-            self._id, facts.client, verdict.host, verdict.port, sni=sni.lower() if sni else None
+            self._id,
+            facts.client,
+            verdict.host,
+            verdict.port,
+            verdict.aliases,
+            sni=sni.lower() if sni else None,
         )
         self._hand_over(passage, verdict, (address, verdict.port))
 

@@ -22,6 +22,8 @@ class Passage:
     host: str | None = None
     """Canonical authority of the tunnel; None on a plain forward connection, where each request names its own."""
     port: int | None = None
+    aliases: tuple[str, ...] = ()
+    """Canonical names that the host is an alias of."""
     original: str | None = None
     """Canonical address that the client of a transparent door dialled: whatever is claimed has to resolve to it."""
     sni: str | None = None

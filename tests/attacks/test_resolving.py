@@ -161,6 +161,23 @@ def test_an_alias_of_a_denied_name(world, node, host, expected):
 
 
 @pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param("/ok/1", (200, None), id="attack-D12-another-path"),
+        pytest.param("/ok/secret/1", (403, "denied_by_rule"), id="attack-D12-path"),
+    ],
+)
+def test_an_alias_of_a_name_of_which_a_part_is_denied(world, node, path, expected):
+    """Where requests are seen each is judged by the alias, too; where they are not, the part may be meant."""
+    host = "alias-secret.flipping.test"
+    reply = world.inside(node, f"{host}:{{tls}}", f"GET {path} HTTP/1.1\r\nHost: {host}:{{tls}}\r\n\r\n")
+    assert (reply.status, reply.reason) == expected
+    closed = world.connect(node, "a.alias-secret.wild.test:{tls}")
+    assert (closed.status, closed.reason) == (403, "denied_by_rule")
+    world.settle()
+
+
+@pytest.mark.parametrize(
     "host",
     [
         pytest.param("nobody.answers.nowhere", id="attack-D13-unknown-name"),

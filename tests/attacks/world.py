@@ -63,6 +63,7 @@ rules:
   - {{id: bytes-seen, effect: allow, to: ["inner.test:{raw}"], paths: ["/ok/**"], resolves_to: [127.0.0.0/8]}}
   - {{id: not-there, effect: deny, to: ["10.1.0.0/16"]}}
   - {{id: not-once, effect: deny, to: ["denied-target.wild.test"]}}
+  - {{id: not-inside, effect: deny, to: ["secret.wild.test"], paths: ["/ok/secret/**"]}}
   - {{id: web, effect: allow, to: ["web.test:80"], protocol: http}}
 """
 

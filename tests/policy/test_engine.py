@@ -640,3 +640,32 @@ def test_an_engine_that_forgets_decides_the_same_and_leaves_no_garbage():
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+NOBODY = Client(None, False, address="192.0.2.1")
+
+
+@pytest.mark.parametrize("client", [WEB, NOBODY], ids=["known", "unknown"])
+@pytest.mark.parametrize(
+    ("alias", "method", "target", "closed", "denied"),
+    [
+        ("bad.example", None, None, False, "whole"),
+        ("bad.example", "GET", "/", False, "whole"),
+        ("part.example", None, None, False, None),
+        ("part.example", None, None, True, "part"),
+        ("part.example", "GET", "/secret/%61", False, "part"),
+        ("part.example", "GET", "/", False, None),
+        ("mild.example", None, None, True, None),
+    ],
+)
+def test_a_deny_of_an_alias_holds_for_whoever_asks(client, alias, method, target, closed, denied):
+    """attack-D12"""
+    e = rules(
+        "id: all, effect: allow, clients: any, to: [good.example]",
+        "id: whole, effect: deny, to: [bad.example]",
+        'id: part, effect: deny, to: [part.example], paths: ["/secret/**"]',
+        "id: mild, effect: deny, to: [mild.example], mode: report",
+    )
+    request = Request(client, "good.example", 443, "tls", method, target)
+    assert e.decide(request, NOW).allow
+    assert e.denied(request, ["harmless.example", alias], NOW, closed=closed) == denied
