@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -232,13 +231,6 @@ async def settle_loop() -> None:
     """Lets transports that were closed run their last callbacks."""
     for _ in range(10):
         await asyncio.sleep(0)
-
-
-def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def client_hello(name: str | None = None) -> bytes:

@@ -29,7 +29,8 @@ from joserfc.jws import JWSRegistry
 from edgeguard.demo.tokens import make_certificates
 from edgeguard.dev.workshop import Workshop
 from tests.attacks.multiplex import Talk, request
-from tests.e2e.kit import free_port, plain_environment, wait_until
+from tests.e2e.kit import plain_environment, wait_until
+from tests.ports import free_port
 
 PLAIN = find_spec("edgeguard.proxy.plain").origin
 WAYS = ("edge", "edge-reverse", "addon", "addon-reverse")

@@ -13,7 +13,7 @@ import pytest
 from joserfc import jwe
 from joserfc.jwk import ECKey
 
-from tests.attacks.gates import BIRTHDATE, LISTED, SUBJECT, WAYS, Person, World, part
+from tests.attacks.gates import BIRTHDATE, LISTED, SUBJECT, WAYS, Person, World, part, read
 from tests.attacks.multiplex import PREFACE, Talk, frame, request
 
 TOKEN = "edgeguard-user"
@@ -200,6 +200,31 @@ def test_the_host_cannot_be_rewritten_behind_the_gate(world, way, adult):
     head = world.origin.heads[before].lower()
     assert b"restricted" not in head
     assert b"evil.test" not in head
+
+
+def test_the_reverse_door_serves_the_site_and_nothing_else(world, adult):
+    """attack-G05"""
+    way = world.ways["edge-reverse", "http/1.1"]
+    before = len(world.origin.heads)
+    for name in ("free.test", "unread.test", "media.test.evil", "media.tes"):
+        with pytest.raises(ssl.SSLError, match="(?i)unrecognized.name"):
+            way.open(sni=name)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", way.port), 3) as link, pytest.raises(ssl.SSLError):
+        context.wrap_socket(link)  # names nobody
+    for data, status in (
+        (f"GET /free/x HTTP/1.1\r\nHost: {way.authority}\r\n\r\n", 421),  # the site has TLS only
+        (f"GET http://{way.authority}/ HTTP/1.1\r\nHost: {way.authority}\r\n\r\n", 400),
+        (f"CONNECT {way.authority} HTTP/1.1\r\nHost: {way.authority}\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
+    ):
+        with socket.create_connection(("127.0.0.1", way.port), 3) as link:
+            link.sendall(data.encode())
+            assert read(link).status == status
+    assert len(world.origin.heads) == before
+    assert way.get("/restricted/x", adult).status == 200
 
 
 # Tokens

@@ -24,7 +24,8 @@ from typing import NamedTuple, Self
 from edgeguard.demo.tokens import make_certificates
 from edgeguard.dev.workshop import Workshop
 from tests.attacks.names import NameServer
-from tests.e2e.kit import Recorder, free_port, plain_environment, wait_until
+from tests.e2e.kit import Recorder, plain_environment, wait_until
+from tests.ports import free_port
 
 PLAIN = find_spec("edgeguard.proxy.plain").origin
 WAYS = ("edge", "addon")

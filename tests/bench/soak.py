@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeguard.evidence.log import verify_chain
-from tests.e2e.kit import LATER, Place, free_port, make_keys, wait_until
+from tests.e2e.kit import LATER, Place, make_keys, wait_until
+from tests.ports import free_port
 
 SAMPLE_S = 2.0
 SETTLE_S = 20.0

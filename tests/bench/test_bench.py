@@ -14,7 +14,8 @@ from rich.console import Console
 from tests.bench import limit, load, report, tunnels
 from tests.bench.__main__ import SUBJECTS
 from tests.bench.run import Run, capacity, percentile
-from tests.bench.world import Absent, free_ports
+from tests.bench.world import Absent
+from tests.ports import free_ports
 
 
 def test_every_subject_is_a_module_that_measures():

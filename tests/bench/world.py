@@ -3,7 +3,6 @@
 The proxy under test has core 0 to itself; the load and its upstream share core 1 (`load.py`).
 """
 
-import contextlib
 import functools
 import hashlib
 import http.server
@@ -28,6 +27,7 @@ from edgeguard.bundle.keys import SigningKey
 from edgeguard.demo.tokens import make_certificates
 from edgeguard.policy.compile import compile_policy
 from edgeguard.policy.model import Module, Policy
+from tests.ports import free_ports
 
 ENVIRONMENT = "bench"
 TUNNEL_NAME = "tunnel.bench.example"
@@ -52,14 +52,6 @@ def two_cores() -> None:
         raise Absent("needs two processor cores, 0 and 1: one for the proxy, one for the load")
     if shutil.which("taskset") is None:
         raise Absent("needs taskset (Debian package util-linux)")
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Repository:

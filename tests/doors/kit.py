@@ -24,11 +24,13 @@ from typing import Final, NamedTuple, Protocol, Self
 from edgeguard.demo.tokens import make_certificates
 from edgeguard.dev.workshop import Workshop
 from tests.doors.certificates import Authority
-from tests.e2e.kit import Recorder, free_port, plain_environment, wait_until
+from tests.e2e.kit import Recorder, plain_environment, wait_until
+from tests.ports import free_port
 
 TIMEOUT_S: Final = 5.0
 SO_MARK: Final = 36
-MARK: Final = 0x65646765
+MARK: Final = 0x65000000 | os.getpid() & 0xFFFFFF
+"""Of this process: several run these tests side by side."""
 SECRET: Final = hashlib.sha256(b"secret").hexdigest()
 DOORS: Final = ("connect", "socks", "transparent", "tls", "unix")
 

@@ -6,7 +6,6 @@ The upstreams live in the test process, so that a test sees exactly what was dia
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -329,12 +328,6 @@ def edgeguard(*words: object, cwd: Path, env: dict[str, str] | None = None, time
 def make_keys(folder: Path) -> None:
     """The demo's key ceremony; the result can be copied into any number of worlds."""
     World(folder).ceremony()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(true, what: str, within_s: float = 10.0) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from edgeguard.demo.client import Client, Seen, _exchange
-from tests.e2e.kit import Place, Recorder, free_port, plain_environment, wait_until
+from tests.e2e.kit import Place, Recorder, plain_environment, wait_until
+from tests.ports import free_port
 
 MITMDUMP = Path(sys.executable).with_name("mitmdump")
 CHAOS = Path(__file__).with_name("chaos.py")

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.e2e.kit import edgeguard, free_port, plain_environment, wait_until
+from tests.e2e.kit import edgeguard, plain_environment, wait_until
+from tests.ports import free_port
 
 CONFIG = """\
 environment = "demo"

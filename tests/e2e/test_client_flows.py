@@ -16,7 +16,8 @@ from typing import Self
 import pytest
 
 from tests.e2e.flows import LARGE, PAUSE_S, RANGE, Server
-from tests.e2e.kit import Place, free_port, wait_until
+from tests.e2e.kit import Place, wait_until
+from tests.ports import free_port
 
 RULES = """\
 edgeguard: 1

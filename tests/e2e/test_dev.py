@@ -15,7 +15,8 @@ import pytest
 
 from edgeguard.demo.client import Client
 from edgeguard.demo.tokens import make_certificates
-from tests.e2e.kit import NAMES, Recorder, edgeguard, free_port, plain_environment, wait_until
+from tests.e2e.kit import NAMES, Recorder, edgeguard, plain_environment, wait_until
+from tests.ports import free_port
 
 HEAD = "edgeguard: 1\nmodule: dev\nowner: me\nrules:\n"
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.e2e.kit import NAMES, Place, edgeguard, free_port, wait_until
+from tests.e2e.kit import NAMES, Place, edgeguard, wait_until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.long
 

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.e2e.kit import Place, free_port, plain_environment, wait_until
+from tests.e2e.kit import Place, plain_environment, wait_until
 from tests.e2e.modes import MITMDUMP, Raw, mode, wait_for
+from tests.ports import free_port
 
 PLAIN = find_spec("edgeguard.proxy.plain").origin
 MODES = ("regular", "reverse", "socks5", "transparent")

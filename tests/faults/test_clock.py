@@ -12,6 +12,7 @@ import pytest
 from edgeguard.bundle.snapshot import Ladder
 from edgeguard.policy.reasons import Reason
 from edgeguard.sync.clock import TrustedClock
+from tests.ports import free_port
 from tests.sync.signing import DAY, Authority, lay_out
 from tests.test_guard import NOW, Bench, facts
 
@@ -137,12 +138,6 @@ rules:
     protocol: tcp
     resolves_to: ["127.0.0.0/8"]
 """
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def connect(port, upstream):

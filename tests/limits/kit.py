@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgeguard.limits.fleet import FleetLimiter
 from edgeguard.policy.decision import LimitHit
 from edgeguard.settings import Limits
-from tests.fakes import free_port
+from tests.ports import free_port
 
 SECOND = 1_000_000_000
 

@@ -18,8 +18,9 @@ from edgeguard.evidence.log import verify_chain
 from edgeguard.policy.compile import compile_policy
 from edgeguard.policy.model import Module, Policy
 from tests.bench.world import ENVIRONMENT, Repository
-from tests.e2e.kit import free_port, plain_environment, wait_until
+from tests.e2e.kit import plain_environment, wait_until
 from tests.fakes import client_hello
+from tests.ports import free_port
 
 PONG = b"the upstream has seen the whole hello"
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from edgeguard.proxy.dial import Dialer, DialError, interleave
-from tests.fakes import Upstream, free_port
+from tests.fakes import Upstream
+from tests.ports import free_port
 
 
 async def test_one_address(upstream):

@@ -11,7 +11,8 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.clienthello import ACCESS_DENIED
 from edgeguard.proxy.dial import Dialer
-from tests.fakes import Upstream, client_hello, free_port
+from tests.fakes import Upstream, client_hello
+from tests.ports import free_port
 
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 

@@ -12,7 +12,7 @@ from edgeguard.proxy.doortls import DoorTls
 from edgeguard.proxy.listeners import ListenError, adopt, bind, release
 from edgeguard.settings import ListenTls, Settings
 from tests.doors.certificates import Authority
-from tests.fakes import free_port
+from tests.ports import free_port
 
 
 def settings(**listen: object) -> Settings:

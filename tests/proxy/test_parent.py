@@ -15,7 +15,8 @@ from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.dial import Dialer, DialError
 from edgeguard.proxy.parent import ParentDialer, ParentError
 from edgeguard.settings import ParentProxy
-from tests.fakes import RecordingResolver, Upstream, client_hello, free_port, server_context
+from tests.fakes import RecordingResolver, Upstream, client_hello, server_context
+from tests.ports import free_port
 from tests.proxy.test_frontdoor_handover import REQUEST, Watch, answer, tls_client
 
 CONTEXT = {"base": Path("/"), "environ": {"CREDENTIALS": "user:pass"}}

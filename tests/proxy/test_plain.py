@@ -16,6 +16,7 @@ import pytest
 
 from edgeguard.dev.workshop import Workshop
 from edgeguard.proxy import plain
+from tests.ports import free_port
 
 MITMDUMP = Path(sys.executable).with_name("mitmdump")
 
@@ -55,11 +56,6 @@ def serve_folder():
             return server.server_port
 
         yield serve
-
-
-def free_port() -> int:
-    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as server:
-        return server.server_address[1]
 
 
 @contextlib.asynccontextmanager

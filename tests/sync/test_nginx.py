@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.ports import free_port
 from tests.sync.signing import lay_out, place, policy_for
 from tests.sync.test_agent import begin, release, watcher
 
@@ -32,9 +33,7 @@ class Nginx:
     def __init__(self, program, folder, root):
         import os
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         folder.mkdir()
         config = folder / "nginx.conf"
