@@ -207,7 +207,7 @@ def test_the_reverse_door_serves_the_site_and_nothing_else(world, adult):
     way = world.ways["edge-reverse", "http/1.1"]
     before = len(world.origin.heads)
     for name in ("free.test", "unread.test", "media.test.evil", "media.tes"):
-        with pytest.raises(ssl.SSLError, match="(?i)unrecognized.name"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
             way.open(sni=name)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
