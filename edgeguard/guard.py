@@ -377,17 +377,18 @@ class Guard:
         in_force = self._in_force
         now = self._clock()
         ident = f"{self._boot}-{next(self._ids):x}"
-        plain = facts[_METHOD:] == NOTHING_INSIDE
+        method = facts.method
         request: Request | None
         engine: Engine | None
         try:
-            if plain and (known := in_force.known.get(facts[1:])) is not None:
+            if method is None and (known := in_force.known.get(facts[1:])) is not None:
                 start, end, request, decision, ladder, engine = known
                 if start <= now < end:
                     fields = (ident, now, facts, request, decision, in_force.snapshot, ladder, engine)
                     return _new(Verdict, fields + _NOT_YET)
             ladder = Ladder.CLOSED if in_force.snapshot is None else in_force.snapshot.ladder(now)
             request, decision, engine = self._decide(facts, in_force, ladder, now)
+            plain = facts[_METHOD:] == NOTHING_INSIDE
             if plain and decision.allow and request is not None and engine is not None:
                 _keep(
                     facts,
