@@ -53,6 +53,7 @@ class LaneDesk:
         self._timer: asyncio.TimerHandle | None = None
         self._next_until = math.inf
         self._user_header = settings.user.header.encode()
+        self._cookie = settings.user.cookie.encode()
         self._plain = frozenset(name.encode() for name in settings.user.plain.headers)
         self.head_bytes = settings.bounds.head_bytes
         self.hello_bytes = settings.bounds.hello_bytes
@@ -67,7 +68,8 @@ class LaneDesk:
 
     def scan(self, request: http.Request) -> headers.Scan:
         """The fields of a request, read and cleaned."""
-        return headers.scan_request(request.headers.fields, self._user_header, self._plain)
+        scan = headers.scan_request(request.headers.fields, self._user_header, self._plain)
+        return headers.take_cookie(scan, self._cookie) if self._cookie else scan
 
     def unreadable(self, client: ClientConnection, reason: Reason) -> http.Response:
         """Records and renders the refusal of what could not be read as a request."""

@@ -223,6 +223,36 @@ def overrides_in(target: str) -> tuple[str, ...]:
     )
 
 
+def take_cookie(scan: Scan, name: bytes) -> Scan:
+    """The scan with the tokens of a cookie among its tokens, and without that cookie, in any spelling, in its fields.
+
+    For people at browsers, which send no field of ours (RFC 6265, 5.4). A token in a cookie and one in the field
+    are two tokens.
+    """
+    wanted = fold(name)
+    tokens: list[str] = []
+    kept: list[tuple[bytes, bytes]] = []
+    for field in scan.fields:
+        if fold(field[0]) != b"cookie":
+            kept.append(field)
+            continue
+        pairs: list[bytes] = []
+        for part in field[1].split(b";"):
+            pair = part.strip(b" \t")
+            key, _, value = pair.partition(b"=")
+            if fold(key.rstrip(b" \t")) != wanted:
+                pairs.append(pair)
+            elif key == name:
+                tokens.append(text(value))
+        if len(pairs) == field[1].count(b";") + 1:
+            kept.append(field)
+        elif pairs:
+            kept.append((field[0], b"; ".join(pairs)))
+    if len(kept) == len(scan.fields) and tuple(kept) == scan.fields:
+        return scan
+    return scan._replace(tokens=(*scan.tokens, *tokens), fields=tuple(kept))
+
+
 def clean_response(fields: Fields, status: int) -> Fields:
     """The fields of a response that may reach the client.
 

@@ -394,6 +394,8 @@ class User(Section):
 
     header: Annotated[str, AfterValidator(header_name)] = "edgeguard-user"
     """Header that carries the token. It and its spellings (`_` and `.` for `-`) never reach the upstream."""
+    cookie: Annotated[str, Field(pattern=r"^([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128})?$")] = ""
+    """Cookie that may carry the token instead, for people at browsers; like `__Host-edgeguard-user`. It never reaches the upstream. Empty: none."""
     region: str = ""
     """Region of people whose token names none, like `DE` or `US-TX`. Empty: unknown."""
     jwks_dir: AnchoredPath = Path("jwks")

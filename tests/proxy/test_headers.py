@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard.proxy.headers import clean_response, fold, scan_request, unshared, with_host
+from edgeguard.proxy.headers import clean_response, fold, scan_request, take_cookie, unshared, with_host
 
 USER = b"edgeguard-user"
 
@@ -96,3 +96,30 @@ def test_no_cache_keeps_what_a_gate_let_through():
         (b"ETag", b"x"),
     )
     assert unshared(fields) == ((b"ETag", b"x"), (b"Cache-Control", b"private, no-store"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "left"),
+    [
+        ([b"a=1; eg=T; b=2"], ("T",), [b"a=1; b=2"]),
+        ([b"eg=T"], ("T",), []),
+        ([b"a=1", b"eg=T", b"b=2"], ("T",), [b"a=1", b"b=2"]),
+        ([b"eg=T; eg=U"], ("T", "U"), []),
+        ([b"EG=T; e_g=1"], (), [b"e_g=1"]),
+        ([b'eg="T"'], ('"T"',), []),
+        ([b"xeg=T;egx=U"], (), [b"xeg=T;egx=U"]),
+        ([b"a=1;b=2; c=eg=T"], (), [b"a=1;b=2; c=eg=T"]),
+        ([b""], (), [b""]),
+    ],
+    ids=repr,
+)
+def test_a_cookie_can_carry_the_token_and_goes_no_further(fields, tokens, left):
+    given = tuple((b"Cookie", value) for value in fields)
+    scan = take_cookie(scan_request(given, USER), b"eg")
+    assert scan.tokens == tokens
+    assert [value for _, value in scan.fields] == left
+
+
+def test_a_token_in_the_field_and_one_in_the_cookie_are_two():
+    scan = scan_request(((USER, b"A"), (b"cookie", b"eg=B")), USER)
+    assert take_cookie(scan, b"eg").tokens == ("A", "B")
