@@ -85,6 +85,7 @@ long_poll_s = 0
 cidr = "127.0.0.2/32"
 client = "gateway"
 [user]
+cookie = "eg-user"
 jwks_cooldown_s = 1
 [user.plain]
 clients = ["gateway"]

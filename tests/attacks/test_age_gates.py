@@ -369,6 +369,17 @@ def test_nothing_of_a_person_reaches_the_origin(world, way, adult):
         assert name not in head
 
 
+def test_a_cookie_carries_the_token_once_and_no_further(world, way, adult):
+    """attack-G07"""
+    before = len(world.origin.heads)
+    assert way.get("/restricted/x", ("Cookie", f"theme=dark; eg-user={adult[1]}; lang=de")).status == 200
+    head = world.origin.heads[before]
+    assert b"theme=dark; lang=de" in head
+    assert b"eg-user" not in head
+    assert way.get("/restricted/x", ("Cookie", f"eg-user={adult[1]}"), adult).status == 403
+    assert way.get("/restricted/x", ("Cookie", f"other={adult[1]}")).status == 403
+
+
 def test_an_origin_cannot_speak_for_the_gate(way):
     """attack-G07"""
     reply = way.get("/free/soiled")
