@@ -30,7 +30,9 @@ class Verdict:
     facts: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(method="GET"))
 
 
-def state(limit="calls", quota=100, period_ns=60_000_000_000, remaining=0, reset_ns=1_500_000_000, unit="requests"):
+def state(
+    limit="calls", quota=100, period_ns=60_000_000_000, remaining=0, reset_ns=1_500_000_000, unit="requests"
+):
     return SimpleNamespace(
         limit=limit, quota=quota, period_ns=period_ns, remaining=remaining, reset_ns=reset_ns, unit=unit
     )
