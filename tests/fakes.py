@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Self
 
 from edgeguard.bundle.snapshot import Ladder
-from edgeguard.guard import Facts, Verdict
 from edgeguard.identity.clients import CredentialsInvalid, Proof
 from edgeguard.policy.decision import Decision, Lane, LimitHit
 from edgeguard.policy.names import HostError, canonical_host, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client, Request
 from edgeguard.proxy.resolver import ResolveError
+from edgeguard.verdict import Facts, Verdict
 
 
 class FakeGuard:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from edgeguard.guard import Resolved
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
+from edgeguard.verdict import Resolved
 from tests.policy.test_engine import NOW, rules
 from tests.test_guard import Bench, facts
 

@@ -9,12 +9,13 @@ import pytest
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.evidence.lines import Lines, Written, encode
 from edgeguard.evidence.log import FIRST_PREV
-from edgeguard.guard import Entry, Facts, Guard, record_of
+from edgeguard.guard import Guard
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.limits.taken import Taken, Ticket
 from edgeguard.policy.decision import Admission, Decision, Lane, LimitHit
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Assurance, Client, Request, User
+from edgeguard.verdict import Entry, Facts, record_of
 
 NOW = 1_000_000.0
 CLIENT = Client("checkout", identified=True)

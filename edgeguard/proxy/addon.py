@@ -15,7 +15,7 @@ from mitmproxy.proxy import layer, mode_specs
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import ClientHelloData, TlsData
 
-from edgeguard.guard import Facts, Guard
+from edgeguard.guard import Guard
 from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import canonical_host
@@ -31,6 +31,7 @@ from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.proxy.shape import CLIENT_LEFT, REPLY, SHAPE, Shape
 from edgeguard.proxy.stack import Stack
 from edgeguard.settings import Settings
+from edgeguard.verdict import Facts
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from typing import Final
 
 from mitmproxy import http
 
-from edgeguard.guard import Facts
 from edgeguard.policy.names import HostError, canonical_host, is_address, split_authority
 from edgeguard.policy.paths import PathError, check_target
 from edgeguard.policy.reasons import Reason
@@ -14,6 +13,7 @@ from edgeguard.proxy import headers
 from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.shape import Shape
 from edgeguard.proxy.websocket import asks_well
+from edgeguard.verdict import Facts
 
 STREAM_ABOVE_BYTES: Final = 65_536
 """Larger bodies, and those of unknown length, are passed on piece by piece."""

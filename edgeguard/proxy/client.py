@@ -12,7 +12,6 @@ from typing import Any, Final, Protocol, cast
 
 from mitmproxy.proxy.mode_servers import ServerInstance
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT, Client
@@ -22,6 +21,7 @@ from edgeguard.proxy.origin import Origin
 from edgeguard.proxy.relay import End
 from edgeguard.proxy.replies import render
 from edgeguard.proxy.upstream import Upstream
+from edgeguard.verdict import Facts, Verdict
 
 HEAD: Final = 0
 """The claim is being read."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from edgeguard.guard import Verdict
 from edgeguard.proxy.clienthello import Hello
 from edgeguard.proxy.passages import Passage
+from edgeguard.verdict import Verdict
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from mitmproxy import http
 from mitmproxy.connection import Client as ClientConnection
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from edgeguard.guard import DEADLINE_TICK_S, Facts, Guard, Verdict
+from edgeguard.guard import DEADLINE_TICK_S, Guard
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT, Client, Protocol
@@ -24,6 +24,7 @@ from edgeguard.proxy.passages import Passage, Passages
 from edgeguard.proxy.shape import SHAPE, Shape
 from edgeguard.proxy.sites import Site
 from edgeguard.settings import Settings
+from edgeguard.verdict import Facts, Verdict
 
 logger = logging.getLogger(__name__)
 

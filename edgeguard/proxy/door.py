@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edgeguard.guard import Guard, Verdict
+from edgeguard.guard import Guard
 from edgeguard.identity.clients import CHALLENGE
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.keys import client_key
@@ -30,6 +30,7 @@ from edgeguard.proxy.relay import Tunnel
 from edgeguard.proxy.resolver import Resolver
 from edgeguard.proxy.sites import open_sites
 from edgeguard.settings import Settings
+from edgeguard.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,13 @@ form goes to the mitmproxy lane, where the addon judges it and every one that fo
 else comes (origin form, HTTP/2 with prior knowledge, TLS, noise) is refused.
 """
 
-from edgeguard.guard import NOTHING_INSIDE, Facts
+from edgeguard.guard import NOTHING_INSIDE
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT
 from edgeguard.proxy.heads import Claim, Head, HeadError, head_end, is_absolute, known_head, parse_head
 from edgeguard.proxy.opening import Opening
 from edgeguard.proxy.passages import Passage
+from edgeguard.verdict import Facts
 
 _new = tuple.__new__  # builds a NamedTuple at half the price of its constructor
 

@@ -13,10 +13,10 @@ from mitmproxy import ctx
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.mode_servers import ServerInstance
 
-from edgeguard.guard import Verdict
 from edgeguard.proxy.door import Door
 from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.reaching import ReachingHandler
+from edgeguard.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from edgeguard.guard import Facts, Guard
+from edgeguard.guard import Guard
 from edgeguard.identity.jwks import JwksError, KeyRing, read_jwks
 from edgeguard.identity.tokens import source_of
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.proxy.desk import Resolves
 from edgeguard.settings import User as UserSettings
+from edgeguard.verdict import Facts
 
 logger = logging.getLogger(__name__)
 

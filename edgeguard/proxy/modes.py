@@ -20,7 +20,6 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
 from mitmproxy.tls import ClientHelloData
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy import failsafe
@@ -29,6 +28,7 @@ from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk, peer_of
 from edgeguard.proxy.failsafe import closed
 from edgeguard.proxy.relays import Relay
+from edgeguard.verdict import Facts, Verdict
 
 logger = logging.getLogger(__name__)
 

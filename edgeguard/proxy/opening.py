@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.names import is_address
 from edgeguard.policy.reasons import Reason
@@ -23,6 +22,7 @@ from edgeguard.proxy.relay import Tunnel
 from edgeguard.proxy.resolver import ResolveError
 from edgeguard.proxy.retry import HelloWatch, first_hello
 from edgeguard.proxy.upstream import Upstream
+from edgeguard.verdict import Facts, Verdict
 
 logger = logging.getLogger(__name__)
 

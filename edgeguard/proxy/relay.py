@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from edgeguard.guard import Verdict
 from edgeguard.policy.reasons import Reason
 from edgeguard.proxy.clienthello import HelloError
 from edgeguard.proxy.retry import HelloWatch
+from edgeguard.verdict import Verdict
 
 MUCH: Final = 32_768
 """A piece that is larger announces more."""

@@ -84,14 +84,14 @@ class LimitView(Protocol):
 
 
 class FactsView(Protocol):
-    """What a reply needs of `guard.Facts`."""
+    """What a reply needs of `verdict.Facts`."""
 
     @property
     def method(self) -> str | None: ...
 
 
 class VerdictView(Protocol):
-    """What a reply needs of `guard.Verdict`."""
+    """What a reply needs of `verdict.Verdict`."""
 
     @property
     def id(self) -> str: ...

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Final
 
-from edgeguard.guard import Resolved
 from edgeguard.policy.names import HostError, canonical_host, is_address
 from edgeguard.proxy.dial import interleave
 from edgeguard.proxy.hostfiles import HostFiles
 from edgeguard.proxy.nameservers import RECORDS, Answer, Lookup, servers_lookup
 from edgeguard.settings import Resolver as ResolverSettings
 from edgeguard.settings.values import split_server
+from edgeguard.verdict import Resolved
 
 FAILURE_CACHE_S: Final = 1.0
 """How long nobody asks again after a lookup that failed (RFC 2308, 7)."""

@@ -9,7 +9,6 @@ resolved or dialled. A site that the policy closes answers therefore in HTTP.
 
 from typing import Final
 
-from edgeguard.guard import Facts
 from edgeguard.policy.names import HostError, canonical_host, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT
@@ -19,6 +18,7 @@ from edgeguard.proxy.opening import Opening
 from edgeguard.proxy.origin import Origin
 from edgeguard.proxy.passages import Passage
 from edgeguard.proxy.transparent import named_hosts, speaks_http
+from edgeguard.verdict import Facts
 
 UNRECOGNIZED_NAME: Final = b"\x15\x03\x03\x00\x02\x02\x70"
 """A fatal alert, unrecognized_name (112), as a whole record."""

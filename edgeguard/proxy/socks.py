@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT, Client
 from edgeguard.proxy.client import HEAD
 from edgeguard.proxy.opening import Opening
+from edgeguard.verdict import Facts, Verdict
 
 VERSION: Final = 5
 NO_AUTHENTICATION: Final = 0

@@ -10,7 +10,6 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as engine
 from mitmproxy.proxy.layers import modes, tls
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.decision import Lane
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Protocol
@@ -19,6 +18,7 @@ from edgeguard.proxy.connections import Connection
 from edgeguard.proxy.desk import LaneDesk
 from edgeguard.proxy.layers import EdgeClientTLS, EdgeHttpLayer
 from edgeguard.proxy.relays import Relay
+from edgeguard.verdict import Facts, Verdict
 
 
 class Stack:

@@ -13,7 +13,6 @@ import asyncio
 import re
 from typing import Final
 
-from edgeguard.guard import Facts, Verdict
 from edgeguard.policy.names import HostError, split_authority
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import UNKNOWN_CLIENT, Client
@@ -21,6 +20,7 @@ from edgeguard.proxy.client import HEAD
 from edgeguard.proxy.clienthello import ACCESS_DENIED, HelloError, NotTLSError, read_hello
 from edgeguard.proxy.heads import Head, HeadError, head_end, parse_head
 from edgeguard.proxy.opening import HTTP2_PREFACE, Opening
+from edgeguard.verdict import Facts, Verdict
 
 _REQUEST_LINE: Final = re.compile(rb"[!-~]++ [!-~]++ HTTP/1\.[01]\r\n")
 _PART_OF_A_LINE: Final = re.compile(rb"[A-Za-z][ -~]*+\r?")

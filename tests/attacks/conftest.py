@@ -12,7 +12,7 @@ import uvloop
 
 from edgeguard.bundle.snapshot import Snapshot
 from edgeguard.evidence.record import Record
-from edgeguard.guard import Entry, Guard, record_of
+from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.limits.process import ProcessLimiter
 from edgeguard.policy.compile import compile_policy
@@ -20,6 +20,7 @@ from edgeguard.policy.engine import Engine as PolicyEngine
 from edgeguard.policy.source import load_sources
 from edgeguard.policy.tables import Tables
 from edgeguard.settings import Identity
+from edgeguard.verdict import Entry, record_of
 from tests.attacks.world import WAYS, World
 
 with warnings.catch_warnings():

@@ -17,6 +17,7 @@ import pytest
 import edgeguard.guard
 import edgeguard.policy
 import edgeguard.proxy
+import edgeguard.verdict
 from tests.fakes import client_hello
 
 RULES = """\
@@ -44,6 +45,7 @@ class ToldToRaise(RuntimeError):
 
 def modules():
     yield edgeguard.guard
+    yield edgeguard.verdict
     for package in (edgeguard.policy, edgeguard.proxy):
         for found in pkgutil.iter_modules(package.__path__):
             if package is edgeguard.proxy and found.name not in ELSEWHERE:

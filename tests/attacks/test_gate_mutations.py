@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgeguard.guard import Facts, Guard
+from edgeguard.guard import Guard
 from edgeguard.identity.clients import ClientDirectory
 from edgeguard.identity.plain import PlainReader
 from edgeguard.limits.process import ProcessLimiter
@@ -15,6 +15,7 @@ from edgeguard.policy.request import Client
 from edgeguard.proxy import headers
 from edgeguard.settings import Identity
 from edgeguard.settings.model import PlainHeaders
+from edgeguard.verdict import Facts
 from tests.attacks.conftest import MemoryLog, Rig
 
 RULES = """\

@@ -9,8 +9,8 @@ from pathlib import Path
 from edgeguard.bundle.snapshot import Ladder, Snapshot
 from edgeguard.evidence.lines import Lines, Own, Sort
 from edgeguard.evidence.log import FIRST_PREV, DecisionLog
-from edgeguard.guard import Entry, Facts, Verdict
 from edgeguard.policy.request import Client, Request
+from edgeguard.verdict import Entry, Facts, Verdict
 from tests.bench.policies import NOW, engine, named
 from tests.bench.run import Run, percentile, time_batches
 

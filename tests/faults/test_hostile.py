@@ -14,13 +14,13 @@ import pytest
 import pytest_asyncio
 
 from edgeguard.bundle.snapshot import Ladder
-from edgeguard.guard import Facts
 from edgeguard.policy.reasons import Reason
 from edgeguard.policy.request import Client
 from edgeguard.sync.agent import SyncAgent
 from edgeguard.sync.clock import TrustedClock
 from edgeguard.sync.config import SyncConfig
 from edgeguard.sync.fetch import FetchLimits
+from edgeguard.verdict import Facts
 from tests.faults.hostile import MODES
 from tests.sync.signing import place
 from tests.test_guard import Bench

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeguard.bundle.snapshot import Ladder
-from edgeguard.guard import Facts
 from edgeguard.policy.request import Client, Request
 from edgeguard.server.repository import head_location, locate
 from edgeguard.sync.audit import checksum
 from edgeguard.sync.boots import CRASHES, HOLD_S, STEADY_S
 from edgeguard.sync.reconcile import DriftClass, Reconciler
+from edgeguard.verdict import Facts
 from tests.sync.signing import policy_for
 from tests.test_guard import Bench
 

@@ -12,11 +12,11 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from edgeguard.guard import Resolved
 from edgeguard.proxy import hostfiles
 from edgeguard.proxy.hostfiles import HostFiles
 from edgeguard.proxy.nameservers import RECORDS, servers_lookup
 from edgeguard.proxy.resolver import ResolveError, Resolver
+from edgeguard.verdict import Resolved
 
 A, AAAA = dns.rdatatype.A, dns.rdatatype.AAAA
 

@@ -5,11 +5,11 @@ import timeit
 
 import pytest
 
-from edgeguard.guard import Resolved
 from edgeguard.proxy import resolver as module
 from edgeguard.proxy.nameservers import Answer
 from edgeguard.proxy.resolver import ResolveError, Resolver
 from edgeguard.settings import Resolver as ResolverSettings
+from edgeguard.verdict import Resolved
 
 
 class Lookup:

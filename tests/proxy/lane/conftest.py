@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edgeguard.bundle.snapshot import Ladder
-from edgeguard.guard import Facts, Verdict
 from edgeguard.identity.clients import CredentialsInvalid
 from edgeguard.policy.decision import Decision, Lane
 from edgeguard.policy.names import HostError, canonical_host, split_authority
@@ -32,6 +31,7 @@ from edgeguard.proxy.listeners import bind
 from edgeguard.proxy.master import EdgeMaster, serve
 from edgeguard.proxy.passages import Passages
 from edgeguard.settings import Settings
+from edgeguard.verdict import Facts, Verdict
 
 KNOWN = Client(name="tester", identified=True, address="127.0.0.1")
 
