@@ -1,8 +1,8 @@
 """A DNS server that writes down every question; most names say their own answer.
 
 `<hex>.<hex>.answers.test` has the addresses of its labels; `flip-N...` is at 127.0.0.1 once and at 10.9.9.9 ever after;
-`<label>.alias-<other>...` is an alias of `<other>.wild.test`; every other name below `.test` is at 127.0.0.1.
-Nothing else exists. Answers live for no time, so that each use of a name is a question.
+`<label>.alias-<other>...` is an alias of `<other>.wild.test`; every other name below `.test`, or the
+zone that is given, is at 127.0.0.1. Nothing else exists. Answers live for no time, so that each use of a name is a question.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ HEX = frozenset("0123456789abcdef")
 class NameServer:
     """Answers over UDP on a port of its own, in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, zone: str = "test") -> None:
+        self._zone = zone
         self.asked: list[str] = []
         self._flipped: set[str] = set()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -69,7 +70,7 @@ class NameServer:
 
     def _addresses(self, name: str, kind: dns.rdatatype.RdataType) -> list[str] | None:
         labels = name.split(".")
-        if labels[-1] != "test":
+        if labels[-1] != self._zone:
             return None
         if name.startswith("flip-"):
             if kind == dns.rdatatype.A and name not in self._flipped:

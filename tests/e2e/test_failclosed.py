@@ -1,68 +1,22 @@
 """Fail closed, end to end: what is refused is neither resolved nor dialled, and no state lets traffic slip."""
 
-import os
-
 import pytest
 
+from tests.attacks.names import NameServer
 from tests.e2e.kit import POLICY, Place, edgeguard, wait_until
-
-HOOK = """\
-import os, sys
-
-def hook(event, arguments):
-    if event in {"socket.getaddrinfo", "socket.gethostbyname"}:
-        with open(os.environ["RESOLVED"], "a") as file:
-            print(arguments[0], file=file)
-
-sys.addaudithook(hook)
-"""
-"""Makes the proxy's process write down every name that it asks the system for (PEP 578)."""
-
-LOCAL = """\
-edgeguard: 1
-module: local
-owner: tests
-rules:
-  - id: local
-    effect: allow
-    to: ["localhost:{tls}"]
-    paths: ["/ok/**"]
-    resolves_to: ["127.0.0.0/8", "::1/128"]
-    rationale: The one name that every system resolver knows.
-"""
-
-
-class Names:
-    """The names that were resolved."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def clear(self):
-        self._file.write_text("")
-
-    @property
-    def asked(self):
-        return self._file.read_text().split()
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hook")
-    (folder / "sitecustomize.py").write_text(HOOK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        patch.setenv("RESOLVED", str(folder / "names"))
-        names = Names(folder / "names")
-        names.clear()
-        yield names
+def names():
+    server = NameServer("example")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, keys, names):
-    resolver = '[resolver]\nmode = "system"\n'
+    resolver = f'[resolver]\nmode = "servers"\nservers = ["127.0.0.1:{names.port}"]\n'
     with Place(tmp_path_factory.mktemp("failclosed"), keys, resolver=resolver) as running:
-        running.write("local", LOCAL)
         running.client = running.start_all()
         yield running
 
@@ -80,7 +34,7 @@ DENIED = [
 
 @pytest.mark.parametrize(("scheme", "host", "port", "path", "reason"), DENIED)
 def test_what_is_denied_is_neither_resolved_nor_dialled(place, names, scheme, host, port, path, reason):
-    names.clear()
+    names.asked.clear()
     before = place.upstream.connections
     ask = getattr(place.client, scheme)
     seen = ask(host, getattr(place, port), path)
@@ -91,17 +45,17 @@ def test_what_is_denied_is_neither_resolved_nor_dialled(place, names, scheme, ho
 
 def test_what_is_allowed_is_resolved_and_dialled_once(place, names):
     """The counters above can count."""
-    names.clear()
+    names.asked.clear()
     before = place.upstream.connections
-    assert place.client.https("localhost", place.tls, "/ok/page").status == 200
-    assert names.asked == ["localhost"]
+    assert place.client.https("site.example", place.tls, "/ok/page").status == 200
+    assert names.asked == ["site.example"]
     assert place.upstream.connections == before + 1
 
 
 def test_a_refused_request_does_not_reach_the_upstream(place):
     """Inside an allowed tunnel the connection may exist; the request never arrives there."""
     place.upstream.requests.clear()
-    assert place.client.https("localhost", place.tls, "/secret").reason == "path_not_allowed"
+    assert place.client.https("site.example", place.tls, "/secret").reason == "path_not_allowed"
     assert place.upstream.requests == []
 
 
