@@ -696,7 +696,7 @@ class Bounds(Section):
     tunnels_per_client: Count = 2_000
     """Open tunnels of one client."""
     relay_bytes: Size = 65_536
-    """Bytes of one direction of a tunnel that may wait for a reader, once much has come."""
+    """Bytes that are read at once from one side of a tunnel, once much has come. Up to 1.75 times as many may wait for a reader that stalls."""
     headers: Count = 200
     """Header fields of one request."""
     answer_head_bytes: Size = 262_144
