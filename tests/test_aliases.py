@@ -29,7 +29,9 @@ def guard_of(*lines):
             "to: ['*.bad.example'], clients: [other]", ("a.bad.example",), None, id="another-client"
         ),
         pytest.param("to: ['*.bad.example'], mode: report", ("a.bad.example",), None, id="report"),
-        pytest.param("to: ['*.bad.example'], methods: [POST]", ("a.bad.example",), "no", id="nobody-looks-inside"),
+        pytest.param(
+            "to: ['*.bad.example'], methods: [POST]", ("a.bad.example",), "no", id="nobody-looks-inside"
+        ),
         pytest.param("to: ['**.bad.example']", ("neutral.example",), None, id="nobody-denies"),
     ],
 )
