@@ -222,10 +222,10 @@ class Node:
             return [json.loads(line) for line in file if line.endswith(b"\n")]
 
     def mark(self) -> int:
-        """Where the log ends, once it has come to rest."""
+        """Where the log ends, once it has come to rest; its writer gathers records for 20 ms."""
         size = -1
         while size != (size := self.log.stat().st_size if self.log.exists() else 0):
-            time.sleep(0.01)
+            time.sleep(0.03)
         return size
 
     def record(self, mark: int, verdict: str) -> dict[str, object]:

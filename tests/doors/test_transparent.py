@@ -72,6 +72,8 @@ def test_plain_http(world, message, status, reason):
 
 
 def test_each_request_of_a_connection_is_judged(world):
+    node = world.node_of("plain")
+    mark = node.mark()
     with world.dial("127.0.0.1", world.ports["http"]) as link:
         link.sendall(b"GET /ok/1 HTTP/1.1\r\nHost: plain.test\r\n\r\n")
         first = head(link)
@@ -79,6 +81,7 @@ def test_each_request_of_a_connection_is_judged(world):
         link.recv(65_536)
         link.sendall(b"GET /ok/2 HTTP/1.1\r\nHost: evil.test\r\n\r\n")
         assert head(link).startswith(b"HTTP/1.1 421 ")
+    assert node.record(mark, "deny")["reason"] == "misdirected_request"
 
 
 @pytest.mark.parametrize(
